@@ -1,0 +1,2 @@
+//! Guest loaders and firmware tables of machine type `umbra-1`.
+#![forbid(unsafe_code)]
