@@ -1,0 +1,64 @@
+//! `docs/dependencies.md` has one line for every third-party dependency of the workspace, and for nothing else.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::Finding;
+
+const MANIFEST: &str = "Cargo.toml";
+const DOCUMENT: &str = "docs/dependencies.md";
+
+pub(super) fn run(root: &Path) -> Result<Vec<Finding>> {
+    let read =
+        |name: &str| std::fs::read_to_string(root.join(name)).with_context(|| format!("cannot read {name}"));
+    Ok(check(&read(MANIFEST)?, &read(DOCUMENT)?))
+}
+
+/// Compares the manifest's `[workspace.dependencies]` with the table rows of the document.
+pub(super) fn check(manifest: &str, document: &str) -> Vec<Finding> {
+    let used = dependencies(manifest);
+    let told = rows(document);
+    let untold =
+        used.iter().filter(|(name, _)| !told.iter().any(|(row, _)| row == name)).map(|(name, line)| {
+            Finding {
+                file: MANIFEST.into(),
+                line: *line,
+                what: format!("dependency `{name}` has no line in {DOCUMENT}"),
+                cure: "say there why it was chosen, over what, and of which day the release is".into(),
+            }
+        });
+    let unused =
+        told.iter().filter(|(row, _)| !used.iter().any(|(name, _)| name == row)).map(|(row, line)| Finding {
+            file: DOCUMENT.into(),
+            line: *line,
+            what: format!("`{row}` is no dependency of the workspace"),
+            cure: "delete its line".into(),
+        });
+    untold.chain(unused).collect()
+}
+
+/// Names and lines of the third-party entries of `[workspace.dependencies]`.
+fn dependencies(manifest: &str) -> Vec<(String, usize)> {
+    let mut inside = false;
+    let mut names = Vec::new();
+    for (index, line) in manifest.lines().enumerate() {
+        if line.starts_with('[') {
+            inside = line.trim() == "[workspace.dependencies]";
+        } else if inside
+            && !line.starts_with([' ', '#'])
+            && let Some((name, _)) = line.split_once('=')
+            && !name.starts_with("umbra-")
+            && !line.contains("path =")
+        {
+            names.push((name.trim().to_owned(), index + 1));
+        }
+    }
+    names
+}
+
+/// Names and lines of the table rows, whose first cell is a name in backquotes.
+fn rows(document: &str) -> Vec<(String, usize)> {
+    let name = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    document.lines().enumerate().filter_map(|(index, line)| Some((name(line)?, index + 1))).collect()
+}
