@@ -64,7 +64,8 @@ fn host_writes_void_code() {
 
 #[test]
 fn overlapping_regions_are_refused() {
-    let region = |gpa| Region::map(gpa, 0x4000, RegionKind::Ram, Backing::memfd(c"t", 0x4000).unwrap()).unwrap();
+    let region =
+        |gpa| Region::map(gpa, 0x4000, RegionKind::Ram, Backing::memfd(c"t", 0x4000).unwrap()).unwrap();
     assert!(matches!(Memory::new(vec![region(0x3000), region(0)]), Err(MemoryError::Overlap(0x3000))));
     assert!(Region::map(0, 0x1001, RegionKind::Ram, Backing::memfd(c"t", 0x2000).unwrap()).is_err());
 }

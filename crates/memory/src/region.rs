@@ -76,7 +76,10 @@ impl Region {
         if len == 0 || gpa % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 || gpa.checked_add(len).is_none() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a region must be made of whole pages"));
         }
-        let total = usize::try_from(len).ok().and_then(|n| n.checked_add(2 * GUARD)).ok_or(io::ErrorKind::OutOfMemory)?;
+        let total = usize::try_from(len)
+            .ok()
+            .and_then(|n| n.checked_add(2 * GUARD))
+            .ok_or(io::ErrorKind::OutOfMemory)?;
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a fresh inaccessible mapping at an address of the kernel's choice.
         let reserved = unsafe { libc::mmap(std::ptr::null_mut(), total, libc::PROT_NONE, anonymous, -1, 0) };

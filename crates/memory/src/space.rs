@@ -14,7 +14,9 @@ use crate::track::{CodePage, PAGE_SIZE, Tracker};
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// The host refused.
-    #[error("cannot map guest memory: {0}; check `ulimit -v`, /proc/sys/vm/overcommit_memory and the cgroup's memory limit")]
+    #[error(
+        "cannot map guest memory: {0}; check `ulimit -v`, /proc/sys/vm/overcommit_memory and the cgroup's memory limit"
+    )]
     Map(#[source] io::Error),
     /// Regions overlap.
     #[error("two regions of guest memory overlap at {0:#x}")]
@@ -153,7 +155,10 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         for observer in self.observers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            self.regions.iter().enumerate().for_each(|(slot, (region, _))| observer.unmapped(slot as u32, region));
+            self.regions
+                .iter()
+                .enumerate()
+                .for_each(|(slot, (region, _))| observer.unmapped(slot as u32, region));
         }
     }
 }

@@ -45,7 +45,9 @@ impl<T: Zeroed> Sparse<T> {
             )
         };
         match NonNull::new(base.cast::<T>()) {
-            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { base, len, marker: PhantomData }),
+            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => {
+                Ok(Self { base, len, marker: PhantomData })
+            }
             _ => Err(io::Error::last_os_error()),
         }
     }

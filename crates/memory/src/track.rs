@@ -160,7 +160,11 @@ impl Bitmap for Tracker {
 
     fn dirty_at(&self, offset: usize) -> bool {
         let page = (self.base + offset) / PAGE_SIZE as usize;
-        self.pages.dirty.as_slice().get(page / 64).is_some_and(|w| w.load(Ordering::SeqCst) >> (page % 64) & 1 != 0)
+        self.pages
+            .dirty
+            .as_slice()
+            .get(page / 64)
+            .is_some_and(|w| w.load(Ordering::SeqCst) >> (page % 64) & 1 != 0)
     }
 
     fn slice_at(&self, offset: usize) -> Tracker {

@@ -18,7 +18,9 @@ pub enum StateError {
     #[error("saved state repeats or misorders field {0:#06x}")]
     Misordered(u16),
     /// A required field that this release does not know.
-    #[error("saved state has a required field {0:#06x} that this version of Umbra does not know; restore it with the version that saved it or a newer one")]
+    #[error(
+        "saved state has a required field {0:#06x} that this version of Umbra does not know; restore it with the version that saved it or a newer one"
+    )]
     UnknownRequired(u16),
     /// Bytes are left over after the last field.
     #[error("saved state has bytes left over after {0}")]

@@ -1,4 +1,6 @@
-use crate::{ChunkKind, Container, ContainerError, ContainerWriter, Reader, Record, Saved, StateError, Writer};
+use crate::{
+    ChunkKind, Container, ContainerError, ContainerWriter, Reader, Record, Saved, StateError, Writer,
+};
 
 crate::saved! {
     /// A device for the tests.
@@ -6,7 +8,13 @@ crate::saved! {
 }
 
 fn lamp() -> LampV1 {
-    LampV1 { lit: true, colour: [1, 2, 0xfff0], name: "hall".into(), past: vec![(1, 2), (3, u64::MAX)], cap: Some(7) }
+    LampV1 {
+        lit: true,
+        colour: [1, 2, 0xfff0],
+        name: "hall".into(),
+        past: vec![(1, 2), (3, u64::MAX)],
+        cap: Some(7),
+    }
 }
 
 #[test]
