@@ -1,0 +1,2 @@
+//! The machine's interrupt controllers and interval timer.
+#![forbid(unsafe_code)]
