@@ -1,0 +1,23 @@
+//! The software engine: unmodified x86-64 guests without VT-x or SVM.
+//!
+//! Tier 0, the interpreter, executes everything. It decodes with `iced-x86`, keeps decoded blocks by physical address,
+//! computes addresses, control flow and system instructions in Rust, runs the common integer instructions in small
+//! handlers, and every other instruction natively on loaded state through a thunk (`native`), so that
+//! it shares its semantics with the processor it runs on.
+//!
+//! | folder | what |
+//! |---|---|
+//! | `cpu`, `fault`, `operand` | the state block, exceptions, operands of a decoded instruction |
+//! | `mmu` | the software TLB, the page walk, every access to guest memory |
+//! | `decode` | instructions to operations, the cache of blocks, code that changes |
+//! | `exec` | handlers of the common instructions, the run loop |
+//! | `native` | thunks: one instruction run by the host's processor |
+//! | `sys` | segments, interrupts, tasks, control registers, MSRs, CPUID |
+//! | `vm` | the machine: processors, local APICs, time, saved state |
+
+mod cpu;
+mod fault;
+mod operand;
+mod decode;
+mod mmu;
+mod vm;
