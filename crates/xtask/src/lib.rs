@@ -1,7 +1,23 @@
 //! The repository's own tools, and the parts of them that tests use.
 //!
 //! The binary (`cargo xtask`) is the face; what lives here is what other crates' tests call too: the prepared
-//! guests of [`guests`] and the nested host of [`nest`].
+//! guests of [`guests`], the nested host of [`nest`], and child processes of [`process`].
 #![forbid(unsafe_code)]
 
+mod apt;
+pub mod cache;
+mod cpio;
+pub mod deps;
+mod elf;
+pub mod guests;
+pub mod initramfs;
 pub mod lint;
+pub mod nest;
+pub mod process;
+
+#[cfg(test)]
+mod apt_test;
+#[cfg(test)]
+mod elf_test;
+#[cfg(test)]
+mod process_test;

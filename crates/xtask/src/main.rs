@@ -3,10 +3,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-use xtask::lint;
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use xtask::cache::workspace;
+use xtask::guests::Guests;
+use xtask::nest::{NestSpec, Paging};
+use xtask::{deps, lint};
 
 /// The repository's tool box.
 #[derive(Parser)]
@@ -23,6 +27,57 @@ enum Task {
         /// The steps to run; all of them where none is named
         steps: Vec<lint::Step>,
     },
+    /// Install what the tests need and prepare their guests; does nothing where all is there
+    Deps {
+        /// Look for newer packages
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Boot a nested host with working KVM and run a shell script in it; exits with the script's code
+    Nest(Box<Nest>),
+}
+
+#[derive(Args)]
+struct Nest {
+    /// File with the script
+    #[arg(long, conflicts_with = "command", required_unless_present = "command")]
+    script: Option<PathBuf>,
+    /// The script itself
+    #[arg(short, long)]
+    command: Option<String>,
+    /// How KVM translates addresses; picks kernel and QEMU to match
+    #[arg(long, value_enum, default_value = "nested")]
+    paging: Paging,
+    /// Kernel of the host, by series such as 6.1
+    #[arg(long)]
+    kernel: Option<String>,
+    /// A program to put into its /bin, with shared libraries
+    #[arg(long)]
+    program: Vec<PathBuf>,
+    /// A file to put there, as HERE:THERE
+    #[arg(long)]
+    file: Vec<String>,
+    /// A guest to put there, by series of its kernel: /guest/SERIES/vmlinuz and initrd
+    #[arg(long)]
+    guest: Vec<String>,
+    /// Put QEMU there too
+    #[arg(long)]
+    qemu: bool,
+    /// Processors
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Memory, as QEMU takes it
+    #[arg(long, default_value = "2G")]
+    memory: String,
+    /// Words for the host's kernel command line
+    #[arg(long, default_value = "")]
+    append: String,
+    /// Seconds until it is killed
+    #[arg(long, default_value_t = 300)]
+    timeout: u64,
+    /// Folder to copy what the script leaves in /out
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -42,11 +97,58 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let count = lint::run(&workspace(), &steps)?;
             Ok(if count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Task::Deps { refresh } => deps::prepare(refresh).map(|_| ExitCode::SUCCESS),
+        Task::Nest(arguments) => nest(&arguments),
     }
 }
 
-/// The workspace that this program was built from.
-fn workspace() -> PathBuf {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).map_or(here.clone(), PathBuf::from)
+fn nest(arguments: &Nest) -> Result<ExitCode> {
+    let guests = Guests::load()?;
+    let script = match (&arguments.script, &arguments.command) {
+        (Some(path), _) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
+        (None, command) => command.clone().unwrap_or_default(),
+    };
+    let mut spec = NestSpec::new(&guests, arguments.paging, &script);
+    if let Some(series) = &arguments.kernel {
+        spec.kernel = guests.kernel(series)?.clone();
+    }
+    for path in &arguments.program {
+        spec.program(path)?;
+    }
+    for pair in &arguments.file {
+        let (here, there) = pair.split_once(':').context("--file takes HERE:THERE")?;
+        spec.files.copy(here.as_ref(), there)?;
+    }
+    for series in &arguments.guest {
+        spec.guest(guests.kernel(series)?)?;
+    }
+    if arguments.qemu {
+        spec.qemu_inside(&guests.qemu_backports)?;
+    }
+    spec.cpus = arguments.cpus;
+    spec.memory.clone_from(&arguments.memory);
+    spec.append.clone_from(&arguments.append);
+    spec.timeout = Duration::from_secs(arguments.timeout);
+    let outcome = spec.run(|line| println!("{:8.2} {}", line.at.as_secs_f64(), line.text))?;
+    if let Some(folder) = &arguments.out {
+        copy_tree(&outcome.out, folder)?;
+    }
+    Ok(ExitCode::from(u8::try_from(outcome.code).unwrap_or(u8::MAX)))
+}
+
+fn copy_tree(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target)
+                .with_context(|| format!("cannot write {}", target.display()))?;
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,71 @@
+//! The folder that what tests need is kept in, and scratch folders inside it.
+//!
+//! `$UMBRA_TEST_CACHE`, else `test-cache` in cargo's target folder. Everything below it can be deleted at any time;
+//! `cargo xtask deps` makes it anew.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+
+/// The workspace that this program was built from.
+pub fn workspace() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).map_or(here.clone(), PathBuf::from)
+}
+
+/// Cargo's target folder.
+pub fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// The cache folder; it need not exist yet.
+pub fn folder() -> PathBuf {
+    std::env::var_os("UMBRA_TEST_CACHE").map_or_else(|| target_folder().join("test-cache"), PathBuf::from)
+}
+
+/// A folder for one run's files, deleted when the value is dropped.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes an empty folder in the cache.
+    pub fn new() -> Result<Scratch> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = folder().join("scratch").join(name);
+        if path.exists() {
+            // Left by an earlier process of the same number.
+            std::fs::remove_dir_all(&path).with_context(|| format!("cannot empty {}", path.display()))?;
+        }
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing depends on it being gone; the next user of the name empties it.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Writes a whole file so that it is either there complete or not at all, and leaves an equal one alone.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    if std::fs::metadata(path).is_ok_and(|meta| meta.len() == bytes.len() as u64)
+        && std::fs::read(path).is_ok_and(|old| old == bytes)
+    {
+        return Ok(());
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    std::fs::write(&partial, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    std::fs::rename(&partial, path).with_context(|| format!("cannot rename to {}", path.display()))
+}

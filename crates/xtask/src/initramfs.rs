@@ -1,0 +1,123 @@
+//! Initramfs images: a small tree in memory, written as one uncompressed newc archive.
+//!
+//! Uncompressed on purpose: the loader copies it at full speed, while unpacking would run at the guest's. The kernel
+//! takes several archives one after another, so a run's own files are appended to a prepared image. Authority: the
+//! kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cpio, elf};
+
+/// The tree of an initramfs under construction.
+#[derive(Debug, Clone, Default)]
+pub struct Initramfs {
+    nodes: BTreeMap<String, Node>,
+}
+
+#[derive(Debug, Clone)]
+enum Node {
+    Folder,
+    File { executable: bool, bytes: Vec<u8> },
+    Link(String),
+}
+
+impl Initramfs {
+    /// An empty tree.
+    pub fn new() -> Initramfs {
+        Initramfs::default()
+    }
+
+    /// Adds a folder and those above it.
+    pub fn folder(&mut self, path: &str) {
+        let path = path.trim_matches('/');
+        if path.is_empty() || self.nodes.contains_key(path) {
+            return;
+        }
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.folder(parent);
+        }
+        self.nodes.insert(path.to_owned(), Node::Folder);
+    }
+
+    /// Adds a file with these contents.
+    pub fn file(&mut self, path: &str, executable: bool, bytes: impl Into<Vec<u8>>) {
+        self.insert(path, Node::File { executable, bytes: bytes.into() });
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &str, target: &str) {
+        self.insert(path, Node::Link(target.to_owned()));
+    }
+
+    fn insert(&mut self, path: &str, node: Node) {
+        let path = path.trim_matches('/');
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.folder(parent);
+        }
+        self.nodes.insert(path.to_owned(), node);
+    }
+
+    /// Copies a file of this machine, executable where it is.
+    pub fn copy(&mut self, from: &Path, to: &str) -> Result<()> {
+        let bytes = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+        let executable = std::fs::metadata(from)?.permissions().mode() & 0o100 != 0;
+        self.file(to, executable, bytes);
+        Ok(())
+    }
+
+    /// Copies a program into `/bin` together with the shared libraries that it needs, `folders` searched first.
+    pub fn program(&mut self, program: &Path, folders: &[PathBuf]) -> Result<()> {
+        let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
+        self.copy(program, &format!("bin/{}", name.to_string_lossy()))?;
+        for (target, source) in elf::shared_libraries(program, folders)? {
+            self.copy(&source, &target.to_string_lossy())?;
+        }
+        Ok(())
+    }
+
+    /// Installs busybox with a link for each of its applets, and the folders that every image has.
+    pub fn busybox(&mut self, busybox: &Path) -> Result<()> {
+        for folder in ["dev", "proc", "sys", "tmp", "run", "root", "etc"] {
+            self.folder(folder);
+        }
+        self.copy(busybox, "bin/busybox")?;
+        let output = Command::new(busybox).arg("--list").output().context("cannot run busybox")?;
+        if !output.status.success() {
+            bail!("busybox --list failed");
+        }
+        let applets = String::from_utf8_lossy(&output.stdout);
+        for applet in applets.lines().filter(|applet| *applet != "busybox") {
+            self.link(&format!("bin/{applet}"), "busybox");
+        }
+        Ok(())
+    }
+
+    /// Installs modules, and their order in `/etc/modules`.
+    pub fn modules(&mut self, modules: Vec<elf::Module>) {
+        let order: String = modules.iter().map(|module| format!("{}\n", module.name)).collect();
+        self.file("etc/modules", false, order);
+        for module in modules {
+            self.file(&format!("lib/modules/{}.ko", module.name), false, module.bytes);
+        }
+    }
+
+    /// The archive.
+    pub fn to_cpio(&self) -> Vec<u8> {
+        let mut archive = cpio::Writer::new();
+        for (path, node) in &self.nodes {
+            match node {
+                Node::Folder => archive.entry(path, 0o040_755, &[]),
+                Node::File { executable, bytes } => {
+                    archive.entry(path, if *executable { 0o100_755 } else { 0o100_644 }, bytes);
+                }
+                Node::Link(target) => archive.entry(path, 0o120_777, target.as_bytes()),
+            }
+        }
+        archive.finish()
+    }
+}
