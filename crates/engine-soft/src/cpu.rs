@@ -12,6 +12,7 @@ use umbra_x86::reg::{Cr0, Cr4, Efer, Rflags};
 use umbra_x86::segment::{Segment, Table, access, sreg};
 
 use crate::decode::Cache;
+use crate::exec::Fast;
 use crate::mmu::Tlb;
 use crate::vm::Shared;
 
@@ -55,6 +56,8 @@ pub struct Cpu {
     pub gpr: [u64; 16],
     /// Offset in CS of the instruction that executes.
     pub rip: u64,
+    /// What only the interpreter's fast paths use.
+    pub fast: Fast,
     /// All of RFLAGS.
     pub rflags: u64,
     /// The mode, see [`Cpu::update_mode`].
@@ -75,6 +78,8 @@ pub struct Cpu {
     pub cr2: u64,
     /// CR3.
     pub cr3: u64,
+    /// The four page-directory-pointer entries, loaded with CR3 in PAE mode; see [`Cpu::load_pdptes`].
+    pub pdptes: [u64; 4],
     /// CR4.
     pub cr4: Cr4,
     /// EFER.
@@ -170,7 +175,8 @@ pub struct Msrs {
 }
 
 impl Cpu {
-    /// The rest of the machine. Only while `run` is on the stack.
+    /// The rest of the machine. Only while `run` is on the stack. Device calls go through [`Cpu::with_io`], so that a device that
+    /// takes its time does not hold up a processor that stops the world.
     pub fn io(&self) -> &dyn CpuIo {
         let io = self.io.expect("devices are reached only from within run");
         // SAFETY: `run` sets `io` from a reference that outlives it and clears it before it returns.
@@ -227,5 +233,6 @@ impl Cpu {
         };
         let flat = code64 || protected && !v86 && [sreg::ES, sreg::CS, sreg::SS, sreg::DS].iter().all(|i| is_flat(&self.seg[*i]));
         self.mode = Mode { code, stack, cpl, protected, v86, long, flat };
+        self.update_context();
     }
 }

@@ -19,5 +19,6 @@ mod cpu;
 mod fault;
 mod operand;
 mod decode;
+mod exec;
 mod mmu;
 mod vm;

@@ -10,3 +10,10 @@ pub type Slow = fn(&mut Cpu, &Instruction) -> Exec<Flow>;
 
 /// Decoded blocks of one processor.
 pub struct Cache {}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new() -> Box<Self> {
+        Box::new(Self {})
+    }
+}

@@ -22,6 +22,13 @@ word!(u8, u16, u32, u64, u128);
 /// The software TLB.
 pub struct Tlb {}
 
+impl Tlb {
+    /// An empty TLB.
+    pub fn new() -> Box<Self> {
+        Box::new(Self {})
+    }
+}
+
 /// Where a checked memory operand is.
 pub enum Host {
     /// In guest RAM, in one piece: `len` bytes readable (and, if asked for, writable) at this host address. For a write, dirty tracking and code on the
@@ -67,10 +74,29 @@ impl Cpu {
         let _ = (linear, len, write);
         todo!()
     }
-    /// Forgets translations: of one linear address in the current context, ...
+    /// Forgets translations of one linear address in every context (INVLPG, INVPCID of one address).
     pub fn flush_page(&mut self, linear: u64) {
         let _ = linear;
     }
-    /// ... or all of them.
+    /// Forgets translations of one PCID (INVPCID of one context).
+    pub fn flush_pcid(&mut self, pcid: u16) {
+        let _ = pcid;
+    }
+    /// Forgets all translations.
     pub fn flush_all(&mut self) {}
+    /// CR3 has been written. `keep` is its bit 63 with CR4.PCIDE set: translations of its PCID stay.
+    pub fn cr3_written(&mut self, keep: bool) {
+        let _ = keep;
+    }
+    /// CR0, CR4 or EFER has been written, or the whole state loaded: forgets all translations. Calls [`Cpu::update_context`].
+    pub fn paging_changed(&mut self) {}
+    /// Loads the page-directory-pointer entries from where `cr3` says: call it on a write of CR3 in PAE mode (not long mode) and when paging with PAE is
+    /// switched on, before anything has changed. Faults with #GP on reserved bits.
+    pub fn load_pdptes(&mut self, cr3: u64) -> Exec {
+        let _ = cr3;
+        todo!()
+    }
+    /// Derives what translation depends on besides the page tables: CPL, RFLAGS.AC, CS. [`Cpu::update_mode`] calls it; so must
+    /// whoever changes RFLAGS.AC or DR7.
+    pub fn update_context(&mut self) {}
 }

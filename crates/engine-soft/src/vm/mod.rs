@@ -1,7 +1,11 @@
 //! The machine.
 
+mod world;
+
+pub use world::World;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use umbra_device::Clock;
 use umbra_memory::Memory;
@@ -24,6 +28,8 @@ pub mod attention {
     pub const WORLD: u32 = 64;
     /// Forget all translations.
     pub const FLUSH: u32 = 128;
+    /// Forget which pages can be written: one of them now holds code, or is clean.
+    pub const FLUSH_WRITES: u32 = 256;
 }
 
 /// What other threads see of a processor.
@@ -31,6 +37,8 @@ pub mod attention {
 pub struct Port {
     /// What wants its attention; polled at least once a block.
     pub attention: AtomicU32,
+    /// The processor executes guest code; see [`World`].
+    pub inside: AtomicBool,
 }
 
 impl Port {
@@ -48,4 +56,6 @@ pub struct Shared {
     pub clock: Clock,
     /// One a processor, by id.
     pub ports: Vec<Port>,
+    /// What stops all processors for a moment.
+    pub world: World,
 }
