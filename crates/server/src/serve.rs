@@ -1,0 +1,147 @@
+//! The control socket's server side: one thread that listens, one a connection.
+
+use std::fs;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::http::{Request, read_request, write_response};
+use crate::types::{ApiError, SaveRequest, Status, VcpuStats, VmInfo};
+
+/// Connections at a time; more are closed at once.
+const CONNECTIONS_MAX: usize = 16;
+/// How long a client may take to send its request or take its answer.
+const CLIENT_TIME: Duration = Duration::from_secs(10);
+
+/// What can be done to a machine.
+pub trait Manage: Send + Sync {
+    /// What it is.
+    fn info(&self) -> Result<VmInfo, ApiError>;
+    /// Counters of each vCPU.
+    fn stats(&self) -> Result<Vec<VcpuStats>, ApiError>;
+    /// Stops processors and time.
+    fn pause(&self) -> Result<(), ApiError>;
+    /// Lets them go on.
+    fn resume(&self) -> Result<(), ApiError>;
+    /// Pauses and writes the machine to a file.
+    fn save(&self, path: &Path) -> Result<(), ApiError>;
+    /// Presses the power button.
+    fn power_button(&self) -> Result<(), ApiError>;
+    /// Ends the machine at once.
+    fn stop(&self) -> Result<(), ApiError>;
+}
+
+/// A listening control socket. The socket file is removed when this is dropped.
+pub struct Server {
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens at `path` and answers for `machine`. Only the user who runs this may connect.
+    ///
+    /// # Errors
+    /// A running machine listens there already (`AddrInUse`); what the system says. A socket that a dead machine left is replaced.
+    pub fn start(path: &Path, machine: Arc<dyn Manage>) -> io::Result<Self> {
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        let server = Self { path: path.to_owned() };
+        std::thread::Builder::new().name("control".into()).spawn(move || listen(&listener, &machine))?;
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // If it is gone already, all is well.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn listen(listener: &UnixListener, machine: &Arc<dyn Manage>) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else {
+            // No descriptors left, say: do not spin on it.
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        };
+        if open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+            open.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let (machine, open) = (machine.clone(), open.clone());
+        let counted = open.clone();
+        let thread = std::thread::Builder::new().name("client".into()).spawn(move || {
+            // A client that goes away loses its answer; nobody else does.
+            let _ = serve(stream, &*machine);
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+        if thread.is_err() {
+            counted.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn serve(mut stream: UnixStream, machine: &dyn Manage) -> io::Result<()> {
+    stream.set_read_timeout(Some(CLIENT_TIME))?;
+    stream.set_write_timeout(Some(CLIENT_TIME))?;
+    let answer = read_request(&mut stream).and_then(|r| route(&r, machine));
+    let (status, body) = match answer {
+        Ok(value) => (Status::Ok, value),
+        Err(e) => (e.status, json!({ "error": e.message })),
+    };
+    write_response(&mut stream, status, body.to_string().as_bytes())?;
+    stream.shutdown(Shutdown::Write)
+}
+
+fn to_json(value: impl Serialize) -> Result<Value, ApiError> {
+    serde_json::to_value(value).map_err(|e| ApiError::new(Status::Internal, e.to_string()))
+}
+
+fn route(request: &Request, machine: &dyn Manage) -> Result<Value, ApiError> {
+    let done = |()| json!({});
+    match (request.method.as_str(), request.path.as_str()) {
+        ("GET", "/v1/version") => Ok(json!({ "umbra": env!("CARGO_PKG_VERSION"), "api": 1 })),
+        ("GET", "/v1/vm") => to_json(machine.info()?),
+        ("GET", "/v1/stats") => Ok(json!({ "vcpus": to_json(machine.stats()?)? })),
+        ("PUT", "/v1/vm/pause") => machine.pause().map(done),
+        ("PUT", "/v1/vm/resume") => machine.resume().map(done),
+        ("PUT", "/v1/vm/power-button") => machine.power_button().map(done),
+        ("PUT", "/v1/vm/stop") => machine.stop().map(done),
+        ("PUT", "/v1/vm/save") => {
+            let save: SaveRequest = serde_json::from_slice(&request.body)
+                .map_err(|e| ApiError::new(Status::BadRequest, format!("the request's body is wrong: {e}")))?;
+            if !save.path.is_absolute() {
+                return Err(ApiError::new(Status::BadRequest, "the path must be absolute"));
+            }
+            machine.save(&save.path).map(done)
+        }
+        (_, path) if KNOWN.contains(&path) => Err(ApiError::new(Status::MethodNotAllowed, format!("{path} does not take {}", request.method))),
+        (_, path) => Err(ApiError::new(Status::NotFound, format!("there is no {}", path.chars().take(100).collect::<String>()))),
+    }
+}
+
+const KNOWN: &[&str] = &[
+    "/v1/version",
+    "/v1/vm",
+    "/v1/stats",
+    "/v1/vm/pause",
+    "/v1/vm/resume",
+    "/v1/vm/power-button",
+    "/v1/vm/stop",
+    "/v1/vm/save",
+];
