@@ -6,5 +6,6 @@
 
 pub mod cpuid;
 pub mod msr;
+pub mod paging;
 pub mod reg;
 pub mod segment;
