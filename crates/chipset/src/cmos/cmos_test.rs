@@ -250,6 +250,11 @@ fn the_state_moves_with_the_time_and_the_alarm() {
     assert_eq!(board.run_to(&mut other, 3 * S / 4), 1);
     assert!(board.level(IRQ));
     assert_eq!(time(&mut other)[5..], [0x05, 0x59, 0x59]);
+    outb(&mut other, 0, C);
+    let mut third = make(&board);
+    move_state(&other, &mut third);
+    assert_eq!(inb(&mut third, 1) & (0x80 | UIE), 0x80 | UIE);
+    assert!(!board.level(IRQ), "the line that the saved machine drove is let go");
     other.reset();
     assert!(!board.level(IRQ));
     assert_eq!(get(&mut other, B), H24);

@@ -1,7 +1,7 @@
 //! The keyboard controller (Intel 8042) with its two interrupt lines, and the machine's oldest way to reset itself.
 //!
 //! Offset 0 is the data port, offset 4 the status and command port, as at 0x60 and 0x64 on a PC. The ports between
-//! them belong to others: the machine gives the device ports 0x60 and 0x64 with offsets counted from 0x60.
+//! them belong to others, which the machine lays over it; the device itself leaves them floating.
 
 mod controller;
 
