@@ -39,6 +39,11 @@ fn message_signalled_interrupts() {
     assert_eq!(msi(0xfee0_2000, 0x41), Some(message(Physical(2), Fixed, 0x41)));
     assert_eq!(msi(0xfee0_2004, 0x141), Some(message(Logical(2), LowestPriority, 0x41)));
     assert_eq!(msi(0xfee0_200c, 0x41), Some(message(Logical(2), LowestPriority, 0x41)), "redirection hint");
+    assert_eq!(
+        msi(0xfee0_2008, 0x41),
+        Some(message(Physical(2), Fixed, 0x41)),
+        "one processor needs no arbitration"
+    );
     assert_eq!(msi(0xfeef_f000, 0x41), Some(message(All, Fixed, 0x41)));
     assert_eq!(msi(0xfee0_2020, 0x41), Some(message(Physical(0x102), Fixed, 0x41)), "extended destination");
     assert_eq!(msi(0xfee0_2000, 0xc041), Some(Message { level: true, ..message(Physical(2), Fixed, 0x41) }));

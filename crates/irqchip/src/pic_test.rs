@@ -153,6 +153,18 @@ fn levels_ask_for_as_long_as_they_are_high() {
 }
 
 #[test]
+fn an_input_that_becomes_a_level_asks_as_its_line_stands() {
+    let mut board = open();
+    board.pic.set_level(5, true);
+    assert_eq!(board.pic.acknowledge(), 0x35);
+    board.outb(0x20, 0x20);
+    pulse(&board, 6);
+    assert_eq!(requested(&mut board).0, 0x40);
+    board.outb(0x4d0, 0x60);
+    assert_eq!(requested(&mut board).0, 0x20, "5 is high, 6 is not");
+}
+
+#[test]
 fn automatic_end_and_rotation() {
     let mut board = PicBoard::new();
     linux(&mut board, 0x03);

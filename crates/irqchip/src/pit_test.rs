@@ -202,6 +202,14 @@ fn counts_run_down_and_wrap() {
         })
         .collect();
     assert_eq!(values, [10, 8, 6, 4, 2, 10, 8, 6, 4, 2, 10], "by two in mode 3");
+    board.program(0, 3, 5);
+    let values: Vec<u16> = (0..6)
+        .map(|_| {
+            board.pass(1);
+            board.value(0)
+        })
+        .collect();
+    assert_eq!(values, [4, 2, 0, 4, 2, 4], "of an odd count one less, and the high phase one tick longer");
 }
 
 #[test]
@@ -467,6 +475,9 @@ fn an_edge_that_was_due_comes_after_a_restore() {
     assert_eq!(two.alarm_tick(), Some(1101));
     two.pit.alarm(0);
     assert_eq!(two.log.driven(), [(0, false), (0, true)]);
+    *lock(&one.log.alarm) = None;
+    one.pit.load(&record).unwrap();
+    assert_eq!(one.alarm_tick(), Some(1101), "the alarm is set again, even to the same time");
 }
 
 #[test]
