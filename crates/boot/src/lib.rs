@@ -4,7 +4,8 @@
 //! out. Nothing reads a file or touches guest memory, so all of it can be tested and fuzzed as it is.
 //!
 //! - [`layout`]: the machine type's addresses, ports and interrupts;
-//! - [`load`]: bzImage and ELF kernels, by PVH or Linux' 64-bit protocol;
+//! - [`load()`]: bzImage and ELF kernels, by PVH or Linux' 64-bit protocol;
+//! - [`bzimage`], [`payload`], [`elf`]: the parts of a kernel file;
 //! - [`acpi`], [`smbios`]: what a firmware would leave in memory;
 //! - [`cpio`]: initramfs archives.
 //!
