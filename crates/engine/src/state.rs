@@ -179,6 +179,10 @@ cpu_state! {
             p[0xe0..0xe4].copy_from_slice(&[0xff; 4]);
             p[0xf0..0xf4].copy_from_slice(&0xffu32.to_le_bytes());
             (0x320..=0x370).step_by(0x10).for_each(|at: usize| p[at..at + 4].copy_from_slice(&0x1_0000u32.to_le_bytes()));
+            if id == 0 {
+                // The PIC reaches the bootstrap processor through LINT0 (ExtINT), as firmware would leave it.
+                p[0x350..0x354].copy_from_slice(&0x700u32.to_le_bytes());
+            }
             p
         };
         let base = msr::APIC_BASE_RESET | if id == 0 { msr::APIC_BASE_BSP } else { 0 };

@@ -73,7 +73,11 @@ impl Region {
     /// # Errors
     /// Unaligned or empty ranges; what the host says.
     pub fn map(gpa: u64, len: u64, kind: RegionKind, backing: Backing) -> io::Result<Self> {
-        if len == 0 || gpa % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 || gpa.checked_add(len).is_none() {
+        if len == 0
+            || !gpa.is_multiple_of(PAGE_SIZE)
+            || !len.is_multiple_of(PAGE_SIZE)
+            || gpa.checked_add(len).is_none()
+        {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a region must be made of whole pages"));
         }
         let total = usize::try_from(len)

@@ -42,7 +42,9 @@ impl<'a> Client<'a> {
     fn request<T: DeserializeOwned>(&self, method: &str, path: &str, body: &Value) -> Result<T, ClientError> {
         let connect = UnixStream::connect(self.path);
         let mut stream = connect.map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(self.path.display().to_string()),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(self.path.display().to_string())
+            }
             _ => ClientError::Io(e),
         })?;
         write_request(&mut stream, method, path, body.to_string().as_bytes())?;

@@ -66,20 +66,30 @@ pub(crate) fn read_request(stream: &mut impl Read) -> Result<Request, ApiError> 
         Ok(httparse::Status::Complete(_)) => {}
         _ => return Err(bad("this is no HTTP/1.1 request")),
     }
-    let (Some(method), Some(path)) = (head.method, head.path) else { return Err(bad("this is no HTTP/1.1 request")) };
+    let (Some(method), Some(path)) = (head.method, head.path) else {
+        return Err(bad("this is no HTTP/1.1 request"));
+    };
     let len = content_length(head.headers).ok_or_else(|| bad("the Content-Length is no number"))?;
     if len > REQUEST_BODY_MAX {
         return Err(ApiError::new(Status::TooLarge, "the request's body is larger than 64 KiB"));
     }
     let (method, path) = (method.to_owned(), path.to_owned());
-    let body = read_body(stream, bytes[end..].to_vec(), len).map_err(|e| bad(&format!("cannot read the request's body: {e}")))?;
+    let body = read_body(stream, bytes[end..].to_vec(), len)
+        .map_err(|e| bad(&format!("cannot read the request's body: {e}")))?;
     Ok(Request { method, path, body })
 }
 
 /// Writes a request.
-pub(crate) fn write_request(stream: &mut impl Write, method: &str, path: &str, body: &[u8]) -> io::Result<()> {
+pub(crate) fn write_request(
+    stream: &mut impl Write,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> io::Result<()> {
     let len = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: umbra\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: umbra\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)
 }
@@ -87,7 +97,9 @@ pub(crate) fn write_request(stream: &mut impl Write, method: &str, path: &str, b
 /// Writes an answer.
 pub(crate) fn write_response(stream: &mut impl Write, status: Status, body: &[u8]) -> io::Result<()> {
     let ((code, phrase), len) = (status.line(), body.len());
-    let head = format!("HTTP/1.1 {code} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "HTTP/1.1 {code} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)
 }
@@ -100,6 +112,8 @@ pub(crate) fn read_response(stream: &mut impl Read) -> io::Result<(u16, Vec<u8>)
     let mut head = httparse::Response::new(&mut headers);
     head.parse(&bytes).map_err(|_| odd("the answer is no HTTP/1.1"))?;
     let code = head.code.ok_or_else(|| odd("the answer has no status"))?;
-    let len = content_length(head.headers).filter(|n| *n <= RESPONSE_BODY_MAX).ok_or_else(|| odd("the answer's length is wrong"))?;
+    let len = content_length(head.headers)
+        .filter(|n| *n <= RESPONSE_BODY_MAX)
+        .ok_or_else(|| odd("the answer's length is wrong"))?;
     Ok((code, read_body(stream, bytes[end..].to_vec(), len)?))
 }

@@ -123,15 +123,21 @@ fn route(request: &Request, machine: &dyn Manage) -> Result<Value, ApiError> {
         ("PUT", "/v1/vm/power-button") => machine.power_button().map(done),
         ("PUT", "/v1/vm/stop") => machine.stop().map(done),
         ("PUT", "/v1/vm/save") => {
-            let save: SaveRequest = serde_json::from_slice(&request.body)
-                .map_err(|e| ApiError::new(Status::BadRequest, format!("the request's body is wrong: {e}")))?;
+            let save: SaveRequest = serde_json::from_slice(&request.body).map_err(|e| {
+                ApiError::new(Status::BadRequest, format!("the request's body is wrong: {e}"))
+            })?;
             if !save.path.is_absolute() {
                 return Err(ApiError::new(Status::BadRequest, "the path must be absolute"));
             }
             machine.save(&save.path).map(done)
         }
-        (_, path) if KNOWN.contains(&path) => Err(ApiError::new(Status::MethodNotAllowed, format!("{path} does not take {}", request.method))),
-        (_, path) => Err(ApiError::new(Status::NotFound, format!("there is no {}", path.chars().take(100).collect::<String>()))),
+        (_, path) if KNOWN.contains(&path) => {
+            Err(ApiError::new(Status::MethodNotAllowed, format!("{path} does not take {}", request.method)))
+        }
+        (_, path) => Err(ApiError::new(
+            Status::NotFound,
+            format!("there is no {}", path.chars().take(100).collect::<String>()),
+        )),
     }
 }
 

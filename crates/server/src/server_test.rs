@@ -18,7 +18,15 @@ impl Fake {
 impl Manage for Fake {
     fn info(&self) -> Result<VmInfo, ApiError> {
         let (name, engine) = ("web".into(), "soft".into());
-        Ok(VmInfo { name, engine, state: VmState::Paused, cpus: 2, memory: 1 << 30, broker_pid: 1, worker_pid: 2 })
+        Ok(VmInfo {
+            name,
+            engine,
+            state: VmState::Paused,
+            cpus: 2,
+            memory: 1 << 30,
+            broker_pid: 1,
+            worker_pid: 2,
+        })
     }
     fn stats(&self) -> Result<Vec<VcpuStats>, ApiError> {
         Ok(vec![VcpuStats::from([("exits".to_owned(), 3)])])
@@ -78,9 +86,16 @@ fn bad_requests_get_an_answer_and_harm_nobody() {
     assert!(raw(&path, b"GET /v1/vm HTTP/1.1\r\n").starts_with("HTTP/1.1 400"));
     assert!(raw(&path, b"PUT /v1/vm HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
     assert!(raw(&path, b"GET /etc/passwd HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
-    assert!(raw(&path, b"PUT /v1/vm/save HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n").starts_with("HTTP/1.1 413"));
-    assert!(raw(&path, b"PUT /v1/vm/save HTTP/1.1\r\nContent-Length: 2\r\n\r\n[]").starts_with("HTTP/1.1 400"));
-    assert!(raw(&path, b"PUT /v1/vm/save HTTP/1.1\r\nContent-Length: 9\r\n\r\n{}").starts_with("HTTP/1.1 400"));
+    assert!(
+        raw(&path, b"PUT /v1/vm/save HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+            .starts_with("HTTP/1.1 413")
+    );
+    assert!(
+        raw(&path, b"PUT /v1/vm/save HTTP/1.1\r\nContent-Length: 2\r\n\r\n[]").starts_with("HTTP/1.1 400")
+    );
+    assert!(
+        raw(&path, b"PUT /v1/vm/save HTTP/1.1\r\nContent-Length: 9\r\n\r\n{}").starts_with("HTTP/1.1 400")
+    );
     assert!(raw(&path, b"GET /v1/stats HTTP/1.1\r\n\r\n").contains("\"exits\":3"));
     let mut flood = vec![b'a'; 100_000];
     flood.extend_from_slice(b"\r\n\r\n");

@@ -70,6 +70,9 @@ impl Writer {
     }
 }
 
+/// Tag, payload, rest.
+type Peeked<'a> = (u16, &'a [u8], &'a [u8]);
+
 /// Takes tagged fields out of untrusted bytes, in ascending order of tag.
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -82,7 +85,8 @@ impl<'a> Reader<'a> {
         Self { rest: bytes, last: None }
     }
 
-    fn peek(&self) -> Result<Option<(u16, &'a [u8], &'a [u8])>, StateError> {
+    /// The next field's tag and payload, and what follows it.
+    fn peek(&self) -> Result<Option<Peeked<'a>>, StateError> {
         if self.rest.is_empty() {
             return Ok(None);
         }

@@ -1,0 +1,135 @@
+//! What a machine is to be: one versioned document, the same types in files, on the control socket and behind the
+//! command line.
+
+use serde::{Deserialize, Serialize};
+use umbra_boot::layout::{CPUS_MAX, MACHINE_TYPE, MIB};
+
+use crate::MachineError;
+
+/// The version of this document.
+pub const SPEC_VERSION: u32 = 1;
+
+/// Least memory that a machine may have, in MiB: the first MiB and a small kernel.
+pub const MEMORY_MIN_MIB: u64 = 16;
+
+/// The specification of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// Version of the document: [`SPEC_VERSION`].
+    pub version: u32,
+    /// Machine type, `umbra-1`.
+    pub machine: String,
+    /// The name by which it is managed.
+    pub name: String,
+    /// What tells it from all others, as SMBIOS shows it: 32 hexadecimal digits.
+    pub uuid: String,
+    /// Number of processors.
+    pub cpus: u32,
+    /// What the processors are.
+    #[serde(default)]
+    pub cpu_model: CpuModel,
+    /// Memory in bytes; a multiple of 1 MiB.
+    pub memory: u64,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// How the kernel is entered.
+    #[serde(default)]
+    pub entry: KernelEntry,
+}
+
+/// What CPUID and MSRs show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// All that engine and host can give. Such a machine resumes only where the same can be given.
+    #[default]
+    Host,
+    /// `portable-1`: the level x86-64-v3, fixed for ever, which both engines give on every supported host.
+    #[serde(rename = "portable-1", alias = "portable")]
+    Portable1,
+}
+
+/// How a kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelEntry {
+    /// PVH where the kernel has it, else the 64-bit protocol.
+    #[default]
+    Auto,
+    /// PVH.
+    Pvh,
+    /// Linux' 64-bit protocol.
+    Linux64,
+}
+
+impl MachineSpec {
+    /// A machine of this version and type with a random UUID.
+    pub fn new(name: impl Into<String>, cpus: u32, memory: u64) -> Self {
+        let mut uuid = [0; 16];
+        // Without randomness (a kernel that is just starting) the UUID is all zero, which means that there is none.
+        let _ = rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::NONBLOCK);
+        // Version 4, variant 1 (RFC 9562).
+        (uuid[6], uuid[8]) = (uuid[6] & 0xf | 0x40, uuid[8] & 0x3f | 0x80);
+        Self {
+            uuid: uuid.iter().map(|b| format!("{b:02x}")).collect(),
+            version: SPEC_VERSION,
+            machine: MACHINE_TYPE.into(),
+            name: name.into(),
+            cpus,
+            cpu_model: CpuModel::default(),
+            memory,
+            cmdline: String::new(),
+            entry: KernelEntry::default(),
+        }
+    }
+
+    /// Checks what can be said without looking at the host.
+    ///
+    /// # Errors
+    /// What is wrong with it and what to do.
+    pub fn check(&self) -> Result<(), MachineError> {
+        let wrong = |what: String| Err(MachineError::Spec(what));
+        if self.version != SPEC_VERSION {
+            return wrong(format!(
+                "the specification has version {}; this version of Umbra reads {SPEC_VERSION}",
+                self.version
+            ));
+        }
+        if self.machine != MACHINE_TYPE {
+            return wrong(format!(
+                "machine type `{}` is unknown; this version of Umbra has `{MACHINE_TYPE}`",
+                self.machine
+            ));
+        }
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
+            return wrong(format!("{} processors: a machine has 1 to {CPUS_MAX}", self.cpus));
+        }
+        if self.memory < MEMORY_MIN_MIB * MIB {
+            return wrong(format!(
+                "memory of {} MiB is too small; give at least {MEMORY_MIN_MIB}M",
+                self.memory / MIB
+            ));
+        }
+        if !self.memory.is_multiple_of(MIB) {
+            return wrong(format!("memory of {} bytes is not a whole number of MiB", self.memory));
+        }
+        self.uuid_bytes().map(drop)
+    }
+
+    /// The UUID's bytes.
+    ///
+    /// # Errors
+    /// It is not 32 hexadecimal digits.
+    pub fn uuid_bytes(&self) -> Result<[u8; 16], MachineError> {
+        let wrong = || MachineError::Spec(format!("the UUID `{}` is not 32 hexadecimal digits", self.uuid));
+        let digits = self.uuid.as_bytes();
+        let digit = |i: usize| digits.get(i).and_then(|d| (*d as char).to_digit(16)).ok_or_else(wrong);
+        let mut bytes = [0; 16];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = (digit(2 * i)? << 4 | digit(2 * i + 1)?) as u8;
+        }
+        if digits.len() == 32 { Ok(bytes) } else { Err(wrong()) }
+    }
+}
