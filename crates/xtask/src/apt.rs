@@ -53,8 +53,9 @@ impl Apt {
                 .with_context(|| format!("cannot make {}", folder.join(sub).display()))?;
         }
         let codename = codename()?;
-        let status = std::fs::read_to_string(INSTALLED)
-            .with_context(|| format!("cannot read {INSTALLED}; the test guests are made of Debian packages"))?;
+        let status = std::fs::read_to_string(INSTALLED).with_context(|| {
+            format!("cannot read {INSTALLED}; the test guests are made of Debian packages")
+        })?;
         std::fs::write(folder.join("status"), without_packages(&status, &NOT_INSTALLED))?;
         std::fs::write(folder.join("no-status"), "")?;
         std::fs::write(folder.join("sources.list"), sources(&mirrors(folder)?, &codename))?;
@@ -131,7 +132,11 @@ impl Apt {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("apt-get");
-        command.args(&self.options).args(arguments).env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .args(&self.options)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
 
@@ -245,7 +250,8 @@ pub fn install_missing(programs: &[(&str, &str)]) -> Result<()> {
 }
 
 fn as_root(arguments: &[&str]) -> Result<std::process::ExitStatus> {
-    let is_root = std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0);
     let mut command = if is_root {
         Command::new("apt-get")
     } else if in_path("sudo") {

@@ -14,8 +14,13 @@ use crate::cache;
 use crate::guests::{Guests, Kernel, Qemu};
 
 /// Programs that tests and tools call by name, and the packages that bring them.
-const PROGRAMS: [(&str, &str); 5] =
-    [("cc", "gcc"), ("dpkg", "dpkg"), ("ldd", "libc-bin"), ("setpriv", "util-linux"), ("taskset", "util-linux")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("cc", "gcc"),
+    ("dpkg", "dpkg"),
+    ("ldd", "libc-bin"),
+    ("setpriv", "util-linux"),
+    ("taskset", "util-linux"),
+];
 
 /// Prepares everything and returns it. With `refresh`, newer packages are looked for.
 pub fn prepare(refresh: bool) -> Result<Guests> {

@@ -75,7 +75,8 @@ impl Guests {
 
     fn read() -> Result<Guests> {
         let path = Self::list_path();
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))
     }
 
@@ -115,7 +116,7 @@ impl Kernel {
         image.busybox(busybox)?;
         image.modules(crate::elf::modules(modules, &GUEST_MODULES)?);
         image.file("init", true, GUEST_INIT);
-        cache::write_file(path, &image.to_cpio())
+        cache::write_file(path, &image.to_cpio()?)
     }
 }
 

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use umbra_boot::cpio::Archive;
 
-use crate::{cpio, elf};
+use crate::elf;
 
 /// The tree of an initramfs under construction.
 #[derive(Debug, Clone, Default)]
@@ -32,16 +33,9 @@ impl Initramfs {
         Initramfs::default()
     }
 
-    /// Adds a folder and those above it.
+    /// Adds a folder. Those that a path needs are made without being asked for.
     pub fn folder(&mut self, path: &str) {
-        let path = path.trim_matches('/');
-        if path.is_empty() || self.nodes.contains_key(path) {
-            return;
-        }
-        if let Some((parent, _)) = path.rsplit_once('/') {
-            self.folder(parent);
-        }
-        self.nodes.insert(path.to_owned(), Node::Folder);
+        self.insert(path, Node::Folder);
     }
 
     /// Adds a file with these contents.
@@ -55,11 +49,7 @@ impl Initramfs {
     }
 
     fn insert(&mut self, path: &str, node: Node) {
-        let path = path.trim_matches('/');
-        if let Some((parent, _)) = path.rsplit_once('/') {
-            self.folder(parent);
-        }
-        self.nodes.insert(path.to_owned(), node);
+        self.nodes.insert(path.trim_matches('/').to_owned(), node);
     }
 
     /// Copies a file of this machine, executable where it is.
@@ -107,17 +97,17 @@ impl Initramfs {
     }
 
     /// The archive.
-    pub fn to_cpio(&self) -> Vec<u8> {
-        let mut archive = cpio::Writer::new();
+    pub fn to_cpio(&self) -> Result<Vec<u8>> {
+        let mut archive = Archive::new();
         for (path, node) in &self.nodes {
-            match node {
-                Node::Folder => archive.entry(path, 0o040_755, &[]),
+            archive = match node {
+                Node::Folder => archive.dir(path, 0o755),
                 Node::File { executable, bytes } => {
-                    archive.entry(path, if *executable { 0o100_755 } else { 0o100_644 }, bytes);
+                    archive.file(path, if *executable { 0o755 } else { 0o644 }, bytes.as_slice())
                 }
-                Node::Link(target) => archive.entry(path, 0o120_777, target.as_bytes()),
-            }
+                Node::Link(target) => archive.symlink(path, target),
+            };
         }
-        archive.finish()
+        archive.finish().context("cannot write the initramfs")
     }
 }

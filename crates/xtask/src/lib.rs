@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+pub mod bench;
 pub mod cache;
-mod cpio;
 pub mod deps;
 mod elf;
 pub mod guests;
@@ -14,6 +14,7 @@ pub mod initramfs;
 pub mod lint;
 pub mod nest;
 pub mod process;
+pub mod suite;
 
 #[cfg(test)]
 mod apt_test;

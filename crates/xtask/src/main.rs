@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use xtask::bench::{boot, overhead};
 use xtask::cache::workspace;
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Paging};
-use xtask::{deps, lint};
+use xtask::{deps, lint, suite};
 
 /// The repository's tool box.
 #[derive(Parser)]
@@ -35,6 +36,22 @@ enum Task {
     },
     /// Boot a nested host with working KVM and run a shell script in it; exits with the script's code
     Nest(Box<Nest>),
+    /// Run the tests: everything, or the named steps
+    Test {
+        /// The steps to run; all of them where none is named
+        steps: Vec<suite::Step>,
+    },
+    /// Measure Umbra beside QEMU
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From process start to user space under emulation, and the guest's clock
+    Boot(boot::BootOptions),
+    /// Memory of the monitor itself, exits and system calls up to user space
+    Overhead(overhead::OverheadOptions),
 }
 
 #[derive(Args)]
@@ -99,6 +116,32 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Task::Deps { refresh } => deps::prepare(refresh).map(|_| ExitCode::SUCCESS),
         Task::Nest(arguments) => nest(&arguments),
+        Task::Test { steps } => {
+            let steps = if steps.is_empty() { suite::Step::ALL.to_vec() } else { steps };
+            Ok(if suite::run(&workspace(), &steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::Bench(Bench::Overhead(options)) => {
+            let report = overhead::run(&options)?;
+            if options.json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                report.print();
+            }
+            let broken = report.broken();
+            for limit in &broken {
+                eprintln!("bench overhead: {limit}");
+            }
+            Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::Bench(Bench::Boot(options)) => {
+            let report = boot::run(&options)?;
+            if options.json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                report.print();
+            }
+            Ok(if report.clocks_agree() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
 }
 

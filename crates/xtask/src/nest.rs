@@ -107,8 +107,11 @@ impl NestSpec {
     /// Adds a QEMU as `/bin/qemu-system-x86_64`, with its libraries and its firmware in `/firmware`.
     pub fn qemu_inside(&mut self, qemu: &Qemu) -> Result<()> {
         self.files.program(&qemu.program(), &qemu.libraries())?;
-        for file in ["bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin", "qboot.rom"] {
-            let found = qemu.firmware().into_iter().map(|folder| folder.join(file)).find(|path| path.exists());
+        for file in
+            ["bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin", "qboot.rom"]
+        {
+            let found =
+                qemu.firmware().into_iter().map(|folder| folder.join(file)).find(|path| path.exists());
             if let Some(path) = found {
                 self.files.copy(&path, &format!("firmware/{file}"))?;
             }
@@ -130,14 +133,19 @@ impl NestSpec {
             match process.next(self.timeout) {
                 Next::Line(line) => {
                     show(&line);
-                    if let Some(text) = line.text.strip_prefix("nest: script ended with ") {
+                    // The script or the kernel may have left its last line open.
+                    if let Some((_, text)) = line.text.rsplit_once("nest: script ended with ") {
                         code = text.trim().parse().ok();
                     }
                     lines.push(line);
                 }
                 Next::Ended => break,
                 Next::Late => {
-                    bail!("the nested host was killed after {} s{}", self.timeout.as_secs(), last_words(&lines));
+                    bail!(
+                        "the nested host was killed after {} s{}",
+                        self.timeout.as_secs(),
+                        last_words(&lines)
+                    );
                 }
             }
         }
@@ -156,8 +164,8 @@ impl NestSpec {
         base.modules(crate::elf::modules(&self.kernel.modules, &MODULES)?);
         base.file("init", true, NEST_INIT);
         base.file("run.sh", false, self.script.as_str());
-        let mut bytes = base.to_cpio();
-        bytes.extend(self.files.to_cpio());
+        let mut bytes = base.to_cpio()?;
+        bytes.extend(self.files.to_cpio()?);
         Ok(bytes)
     }
 
@@ -167,10 +175,8 @@ impl NestSpec {
             Paging::Shadow => "nest.options=kvm_amd:npt=0",
         };
         // A busy machine lets the host miss the ticks that its kernel counts to test the timer.
-        let append = format!(
-            "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check {paging} {}",
-            self.append
-        );
+        let append =
+            format!("console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check {paging} {}", self.append);
         let mut command = self.qemu.command()?;
         command
             .args(["-no-reboot", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])

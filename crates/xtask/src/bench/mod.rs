@@ -1,0 +1,61 @@
+//! `cargo xtask bench`: Umbra beside QEMU, on the same machine, in one run.
+//!
+//! An absolute time says nothing where the machine is shared: what counts is the ratio. So the sides take turns, both
+//! are pinned to the same processors, the machine's load is printed, and figures are medians.
+
+pub mod boot;
+pub mod overhead;
+
+mod vmm;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use umbra_boot::bzimage::BzImage;
+use umbra_boot::payload;
+
+use crate::cache;
+
+/// The middle of the values; of an even number, the lower of the two.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
+}
+
+/// The machine's load averages, as the kernel prints them.
+pub(crate) fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Builds the release `umbra` and says where it is. `UMBRA_PROGRAM` names another to measure instead.
+pub(crate) fn umbra() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("UMBRA_PROGRAM") {
+        return Ok(path.into());
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "-q", "--release", "-p", "umbra"])
+        .current_dir(cache::workspace())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("umbra does not build");
+    }
+    Ok(cache::target_folder().join("release/umbra"))
+}
+
+/// Writes the ELF kernel inside a bzImage to `to`, for the sides that boot it without its own unpacker.
+pub(crate) fn unpack_kernel(image: &Path, to: &Path) -> Result<()> {
+    let what = || format!("cannot unpack {}", image.display());
+    let file = std::fs::read(image).with_context(what)?;
+    let kernel = BzImage::parse(&file).with_context(what)?;
+    let payload = kernel.payload().with_context(what)?.with_context(what)?;
+    let plain = payload::unpack(payload, kernel.unpacked_max()).with_context(what)?;
+    std::fs::write(to, plain).with_context(what)
+}
+
+#[cfg(test)]
+mod bench_test;

@@ -1,0 +1,149 @@
+//! `cargo xtask test`: everything that must be green, as named steps with their times.
+//!
+//! Steps run in order. A step that fails does not keep the later ones from telling what they know, except that
+//! nothing is tested without its parts: after a failed `deps` or `build` the rest is skipped, and said so.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{deps, lint};
+
+/// A part of the test run that can be run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Step {
+    /// Install what is missing and prepare the guests.
+    Deps,
+    /// The rules of the house.
+    Lint,
+    /// Build every target, and the release program that whole guests are booted with.
+    Build,
+    /// Unit and integration tests of all crates.
+    Unit,
+    /// Whole guests under our own engine, on this machine.
+    Boot,
+    /// Whole guests under KVM, and moves between the engines, in the nested host.
+    Nested,
+}
+
+impl Step {
+    /// All steps, in the order in which they run.
+    pub const ALL: [Step; 6] = [Step::Deps, Step::Lint, Step::Build, Step::Unit, Step::Boot, Step::Nested];
+
+    fn name(self) -> &'static str {
+        match self {
+            Step::Deps => "deps",
+            Step::Lint => "lint",
+            Step::Build => "build",
+            Step::Unit => "unit",
+            Step::Boot => "boot",
+            Step::Nested => "nested",
+        }
+    }
+
+    /// Whether later steps are pointless when this one failed.
+    fn is_condition(self) -> bool {
+        matches!(self, Step::Deps | Step::Build)
+    }
+}
+
+/// Runs the steps and prints a summary; true where all of them passed.
+pub fn run(root: &Path, steps: &[Step]) -> bool {
+    tell_machine();
+    let mut results: Vec<(Step, Option<bool>, f64)> = Vec::new();
+    let mut stopped = false;
+    for step in Step::ALL.into_iter().filter(|step| steps.contains(step)) {
+        if stopped {
+            results.push((step, None, 0.0));
+            continue;
+        }
+        println!("=== {}", step.name());
+        let started = Instant::now();
+        let passed = match run_step(root, step) {
+            Ok(()) => true,
+            Err(error) => {
+                println!("xtask test: {} failed: {error:#}", step.name());
+                false
+            }
+        };
+        stopped = !passed && step.is_condition();
+        results.push((step, Some(passed), started.elapsed().as_secs_f64()));
+    }
+    println!("=== summary");
+    for (step, passed, seconds) in &results {
+        let word = match passed {
+            Some(true) => "passed",
+            Some(false) => "FAILED",
+            None => "skipped, since what it needs failed",
+        };
+        println!("{:8} {seconds:7.1} s  {word}", step.name());
+    }
+    let count = |wanted| results.iter().filter(|(_, passed, _)| *passed == wanted).count();
+    let (passed, failed, skipped) = (count(Some(true)), count(Some(false)), count(None));
+    println!("steps: {passed} passed, {failed} failed, {skipped} skipped");
+    failed == 0 && skipped == 0 && passed > 0
+}
+
+/// Says what of this machine decides what is tested.
+fn tell_machine() {
+    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
+    let kvm = match kvm {
+        Ok(_) => {
+            "/dev/kvm opens (whether it runs kernels is another matter; KVM is proved in the nested host)"
+                .into()
+        }
+        Err(error) => format!("/dev/kvm: {error}; the KVM engine's own unit tests skip what needs it"),
+    };
+    println!("xtask test: {kvm}");
+    println!("xtask test: skipped everywhere: Intel VT-x under KVM (the nested host has AMD SVM only)");
+}
+
+fn run_step(root: &Path, step: Step) -> Result<()> {
+    match step {
+        Step::Deps => deps::prepare(false).map(drop),
+        Step::Lint => match lint::run(root, &lint::Step::ALL)? {
+            0 => Ok(()),
+            count => bail!("{count} found"),
+        },
+        Step::Build => {
+            cargo(root, &["build", "--workspace", "--all-targets", "--profile", "test"])?;
+            cargo(root, &["build", "--release", "-p", "umbra"])
+        }
+        Step::Unit if has_nextest() => {
+            cargo(root, &["nextest", "run", "--workspace", "--no-fail-fast"])?;
+            cargo(root, &["test", "--workspace", "--doc"])
+        }
+        Step::Unit => {
+            println!("xtask test: cargo-nextest is not installed, using cargo test");
+            cargo(root, &["test", "--workspace", "--no-fail-fast"])
+        }
+        Step::Boot => guests(root, "boot"),
+        Step::Nested => guests(root, "nested"),
+    }
+}
+
+/// Runs one file of the tests that boot whole guests, one after another: each of them uses the whole machine.
+fn guests(root: &Path, file: &str) -> Result<()> {
+    if has_nextest() {
+        let filter = ["nextest", "run", "-p", "xtask", "--test", file, "--run-ignored", "ignored-only"];
+        cargo(root, &[&filter[..], &["--no-fail-fast", "--test-threads", "1"]].concat())
+    } else {
+        cargo(root, &["test", "-p", "xtask", "--test", file, "--", "--ignored", "--test-threads", "1"])
+    }
+}
+
+fn has_nextest() -> bool {
+    let output = Command::new("cargo").args(["nextest", "--version"]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo).args(args).current_dir(root).status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("`cargo {}` failed", args.join(" "));
+    }
+    Ok(())
+}
