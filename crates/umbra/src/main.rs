@@ -1,1 +1,38 @@
-fn main() {}
+//! `umbra`: the command line.
+#![forbid(unsafe_code)]
+
+mod accel;
+mod broker;
+mod cli;
+mod commands;
+mod events;
+mod guest;
+mod paths;
+mod protocol;
+mod run;
+mod terminal;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Restore(args) => run::restore(args),
+        Command::Pause(args) => done(commands::pause(&args)),
+        Command::Resume(args) => done(commands::resume(&args)),
+        Command::Save(args) => done(commands::save(&args)),
+        Command::Stop(args) => done(commands::stop(&args)),
+        Command::Ls(args) => done(commands::list(&args)),
+        Command::Worker { parent } => done(worker::main(parent)),
+    };
+    result.unwrap_or_else(|e| {
+        terminal::put_back();
+        eprintln!("umbra: {e:#}");
+        ExitCode::from(1)
+    })
+}

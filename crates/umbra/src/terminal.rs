@@ -1,0 +1,134 @@
+//! The user's terminal as the guest's serial line.
+//!
+//! Raw mode, so that every key reaches the guest; `Ctrl-A` is ours. The terminal is put back on every way out that a process can take: return, panic,
+//! signals. Input that is no terminal is passed as it is, without escapes, for scripts.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+
+/// The terminal's settings before raw mode, while it is raw.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// The key that begins a command to us.
+const ESCAPE: u8 = 1;
+
+const HELP: &str = "\r\n\
+    Ctrl-A h   this help\r\n\
+    Ctrl-A x   leave: ends the machine\r\n\
+    Ctrl-A Ctrl-A   sends Ctrl-A to the guest\r\n";
+
+/// Raw mode, until it is dropped.
+pub struct Raw(());
+
+impl Raw {
+    /// Makes standard input's terminal raw; `None` if it is no terminal.
+    ///
+    /// # Errors
+    /// What the terminal says.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let before = tcgetattr(stdin.as_fd())?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            put_back();
+            hook(panic);
+        }));
+        tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw)?;
+        Ok(Some(Self(())))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        put_back();
+    }
+}
+
+/// Puts the terminal back as it was before raw mode. Idempotent.
+pub fn put_back() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // A terminal that has gone away cannot be put back.
+        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &before);
+    }
+}
+
+/// What the user wants besides typing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// End the machine.
+    Leave,
+}
+
+/// Takes our commands out of what the user types.
+#[derive(Default)]
+pub struct Keys {
+    escaped: bool,
+}
+
+impl Keys {
+    /// Splits typed bytes into what goes to the guest, what to show the user, and a command that ends it.
+    pub fn take(&mut self, typed: &[u8]) -> (Vec<u8>, &'static str, Option<Command>) {
+        let (mut guest, mut show) = (Vec::with_capacity(typed.len()), "");
+        for &key in typed {
+            match (std::mem::take(&mut self.escaped), key) {
+                (false, ESCAPE) => self.escaped = true,
+                (false, _) | (true, ESCAPE) => guest.push(key),
+                (true, b'x') => return (guest, show, Some(Command::Leave)),
+                (true, b'h' | b'?') => show = HELP,
+                // Any other key after Ctrl-A goes to the guest with it.
+                (true, _) => guest.extend([ESCAPE, key]),
+            }
+        }
+        (guest, show, None)
+    }
+}
+
+/// Passes standard input to the guest until it ends or the user leaves.
+pub fn pass_input(mut guest: impl Write, raw: bool) -> Option<Command> {
+    let (mut keys, mut bytes) = (Keys::default(), [0; 4096]);
+    let mut stdin = io::stdin().lock();
+    loop {
+        let n = match stdin.read(&mut bytes) {
+            Ok(0) => return None,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            // The terminal has gone away.
+            Err(_) => return raw.then_some(Command::Leave),
+        };
+        if !raw {
+            guest.write_all(&bytes[..n]).ok()?;
+            continue;
+        }
+        let (typed, show, command) = keys.take(&bytes[..n]);
+        guest.write_all(&typed).ok()?;
+        if !show.is_empty() {
+            let mut out = io::stdout().lock();
+            out.write_all(show.as_bytes()).and_then(|()| out.flush()).ok()?;
+        }
+        if command.is_some() {
+            return command;
+        }
+    }
+}
+
+/// Passes the guest's output to standard output until the guest is gone. If nobody reads it any more, it is taken and dropped, and the guest goes on.
+pub fn pass_output(mut guest: impl Read) {
+    let (mut bytes, mut gone) = ([0; 4096], false);
+    while let Ok(n @ 1..) = guest.read(&mut bytes) {
+        let mut out = io::stdout().lock();
+        gone = gone || out.write_all(&bytes[..n]).and_then(|()| out.flush()).is_err();
+    }
+}
+
+#[cfg(test)]
+#[path = "terminal_test.rs"]
+mod terminal_test;

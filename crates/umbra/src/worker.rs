@@ -1,0 +1,217 @@
+//! The worker: the process that is the machine.
+//!
+//! It is started by the broker with its socket as standard input, takes descriptors, opens nothing by path, and enters the jail before the
+//! first guest instruction runs. It ends when the machine does, or when the broker does.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use umbra_engine::Engine;
+use umbra_engine_kvm::KvmEngine;
+use umbra_engine_soft::SoftEngine;
+use umbra_machine::{BootFiles, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
+
+use crate::protocol::{Answer, Ending, Link, Message, Request, Start};
+
+/// Bytes that wait for the guest's serial line.
+const INPUT_CHUNK: usize = 4096;
+/// How long to wait before input that the serial line did not take is offered again.
+const INPUT_RETRY: Duration = Duration::from_millis(5);
+
+/// What the main loop waits for.
+enum Wake {
+    Machine(Event),
+    Broker(Request, Vec<OwnedFd>),
+    BrokerGone,
+}
+
+/// Runs as the worker of broker `parent`; returns when the machine has ended.
+///
+/// # Errors
+/// The broker is gone or speaks otherwise.
+pub fn main(parent: u32) -> anyhow::Result<()> {
+    if !umbra_sandbox::die_with_parent(parent)? {
+        anyhow::bail!("the broker is gone");
+    }
+    let link = Arc::new(Link::new(io::stdin().as_fd().try_clone_to_owned()?));
+    let Some((start, descriptors)) = link.receive::<Start>()? else { return Ok(()) };
+    umbra_sandbox::enter()?;
+    let ending = match live(&link, start, descriptors) {
+        Ok(ending) => ending,
+        Err(e) => Ending::NotStarted(format!("{e:#}")),
+    };
+    // A broker that is gone needs no answer.
+    let _ = link.send(&Message::Ended(ending), &[]);
+    Ok(())
+}
+
+/// A machine and what it needs to start again.
+struct Life {
+    machine: Machine,
+    files: Option<BootFiles>,
+    no_reboot: bool,
+    link: Arc<Link>,
+}
+
+fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Result<Ending> {
+    let mut descriptors = descriptors.into_iter();
+    let mut next = |wanted: bool, what: &'static str| match wanted {
+        true => descriptors.next().map(Some).ok_or_else(|| anyhow::anyhow!("the broker sent no descriptor for {what}")),
+        false => Ok(None),
+    };
+    let console = UnixStream::from(next(true, "the console")?.ok_or_else(|| anyhow::anyhow!("no console"))?);
+    let engine: Box<dyn Engine> = match next(start.kvm, "/dev/kvm")? {
+        Some(kvm) => Box::new(KvmEngine::open(kvm)?),
+        None => Box::new(SoftEngine::new()?),
+    };
+    let kernel = next(start.kernel, "the kernel")?.map(File::from);
+    let initrd = next(start.initrd, "the initrd")?.map(File::from);
+    let saved = next(start.saved, "the saved machine")?.map(File::from);
+    let files = kernel.map(|kernel| BootFiles { kernel, initrd });
+
+    let (events, machine_events) = channel();
+    let parts = Parts { engine, console: console_output(console.try_clone()?), events };
+    let machine = match saved {
+        Some(file) => restore(file, parts)?,
+        None => {
+            let spec = start.spec.ok_or_else(|| anyhow::anyhow!("the broker sent no specification"))?;
+            let machine = Machine::new(spec, parts)?;
+            machine.boot(files.as_ref().ok_or_else(|| anyhow::anyhow!("the broker sent no kernel"))?)?;
+            machine
+        }
+    };
+    link.send(&Message::Created(machine.spec().clone()), &[])?;
+    if !start.paused {
+        machine.resume()?;
+        link.send(&Message::Booted, &[])?;
+    }
+    let life = Arc::new(Life { machine, files, no_reboot: start.no_reboot, link: link.clone() });
+    let wakes = gather(link, machine_events)?;
+    feed_console(life.clone(), console)?;
+    life.run(&wakes)
+}
+
+fn restore(file: File, parts: Parts) -> Result<Machine, MachineError> {
+    let saved = SavedMachine::open(BufReader::with_capacity(1 << 20, file))?;
+    let spec: MachineSpec = serde_json::from_slice(saved.spec_json())
+        .map_err(|e| MachineError::Spec(format!("the saved specification cannot be read: {e}")))?;
+    saved.restore(spec, parts)
+}
+
+/// The serial line's output. A broker that does not read makes the guest wait, as a slow terminal does.
+fn console_output(mut console: UnixStream) -> Box<dyn FnMut(&[u8]) + Send> {
+    let mut broken = false;
+    Box::new(move |bytes| broken = broken || console.write_all(bytes).is_err())
+}
+
+/// Everything that wakes the main loop, in one queue.
+fn gather(link: &Arc<Link>, machine_events: Receiver<Event>) -> io::Result<Receiver<Wake>> {
+    let (wake, wakes) = channel();
+    let from_machine: Sender<Wake> = wake.clone();
+    std::thread::Builder::new().name("events".into()).spawn(move || {
+        for event in machine_events {
+            if from_machine.send(Wake::Machine(event)).is_err() {
+                return;
+            }
+        }
+    })?;
+    let link = link.clone();
+    std::thread::Builder::new().name("broker".into()).spawn(move || {
+        while let Ok(Some((request, descriptors))) = link.receive::<Request>() {
+            if wake.send(Wake::Broker(request, descriptors)).is_err() {
+                return;
+            }
+        }
+        // The main loop is gone only when the process ends.
+        let _ = wake.send(Wake::BrokerGone);
+    })?;
+    Ok(wakes)
+}
+
+fn feed_console(life: Arc<Life>, mut console: UnixStream) -> io::Result<()> {
+    std::thread::Builder::new().name("console".into()).spawn(move || {
+        let mut bytes = [0; INPUT_CHUNK];
+        while let Ok(n @ 1..) = console.read(&mut bytes) {
+            let mut rest = &bytes[..n];
+            while !rest.is_empty() {
+                let taken = life.machine.console_input(rest);
+                rest = rest.get(taken..).unwrap_or_default();
+                if taken == 0 {
+                    std::thread::sleep(INPUT_RETRY);
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+impl Life {
+    fn run(&self, wakes: &Receiver<Wake>) -> anyhow::Result<Ending> {
+        loop {
+            match wakes.recv()? {
+                Wake::Machine(event) => {
+                    if let Some(ending) = self.event(event) {
+                        // All vCPUs stand before we leave: their threads use what is torn down.
+                        self.machine.pause()?;
+                        return Ok(ending);
+                    }
+                }
+                Wake::Broker(Request::Stop, _) | Wake::BrokerGone => {
+                    self.machine.pause()?;
+                    return Ok(Ending::Stopped);
+                }
+                Wake::Broker(request, descriptors) => {
+                    let answer = self.answer(&request, descriptors).map_err(|e| format!("{e:#}"));
+                    self.link.send(&Message::Answer(answer), &[])?;
+                }
+            }
+        }
+    }
+
+    fn event(&self, event: Event) -> Option<Ending> {
+        match event {
+            Event::PowerOff => Some(Ending::PowerOff),
+            Event::Panicked => Some(Ending::Panicked),
+            Event::TripleFault { .. } => Some(Ending::TripleFault),
+            Event::Error(what) => Some(Ending::Error(what)),
+            Event::Reset if self.no_reboot => Some(Ending::Reset),
+            Event::Reset => self.reset().err().map(|e| Ending::Error(format!("the machine could not be reset: {e:#}"))),
+        }
+    }
+
+    fn reset(&self) -> anyhow::Result<()> {
+        let files = self.files.as_ref();
+        let files = files.ok_or_else(|| anyhow::anyhow!("a restored machine has no kernel to start from; give `umbra restore` --kernel"))?;
+        self.machine.pause()?;
+        self.machine.reset(files)?;
+        self.machine.resume()?;
+        self.link.send(&Message::Reset, &[])?;
+        Ok(())
+    }
+
+    fn answer(&self, request: &Request, descriptors: Vec<OwnedFd>) -> anyhow::Result<Answer> {
+        match request {
+            Request::Pause => self.machine.pause()?,
+            Request::Resume => self.machine.resume()?,
+            Request::PowerButton => self.machine.press_power_button(),
+            Request::Save => {
+                let file = descriptors.into_iter().next().ok_or_else(|| anyhow::anyhow!("no file came with the request"))?;
+                self.machine.pause()?;
+                let spec = serde_json::to_vec(self.machine.spec())?;
+                let mut out = self.machine.save(&spec, BufWriter::with_capacity(1 << 20, File::from(file)))?;
+                out.flush()?;
+            }
+            Request::Stats => {
+                let named = |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+                return Ok(Answer::Stats(self.machine.counters().into_iter().map(named).collect()));
+            }
+            Request::Stop => {}
+        }
+        Ok(Answer::Done)
+    }
+}
