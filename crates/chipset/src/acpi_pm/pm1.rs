@@ -24,6 +24,8 @@ bitflags! {
         const GLOBAL_LOCK = 1 << 5;
         /// The power button was pressed.
         const POWER_BUTTON = 1 << 8;
+        /// The real-time clock's alarm. It never comes this way, but a guest finds its enable bit where it left it.
+        const CLOCK = 1 << 10;
     }
 
     /// PM1 control register.
