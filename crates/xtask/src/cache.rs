@@ -3,6 +3,7 @@
 //! `$UMBRA_TEST_CACHE`, else `test-cache` in cargo's target folder. Everything below it can be deleted at any time;
 //! `cargo xtask deps` makes it anew.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -31,9 +32,17 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// Makes an empty folder in the cache.
     pub fn new() -> Result<Scratch> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = folder().join("scratch").join(name);
+        Self::at(folder().join("scratch").join(unique()))
+    }
+
+    /// Makes an empty folder with a short path that only this user may enter, for sockets.
+    pub fn for_sockets() -> Result<Scratch> {
+        let scratch = Self::at(std::env::temp_dir().join(format!("umbra-test-{}", unique())))?;
+        std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o700))?;
+        Ok(scratch)
+    }
+
+    fn at(path: PathBuf) -> Result<Scratch> {
         if path.exists() {
             // Left by an earlier process of the same number.
             std::fs::remove_dir_all(&path).with_context(|| format!("cannot empty {}", path.display()))?;
@@ -53,6 +62,12 @@ impl Drop for Scratch {
         // Nothing depends on it being gone; the next user of the name empties it.
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// A name that no other scratch folder of a living process has.
+fn unique() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Writes a whole file so that it is either there complete or not at all, and leaves an equal one alone.

@@ -15,6 +15,7 @@ pub mod lint;
 pub mod nest;
 pub mod process;
 pub mod suite;
+pub mod umbra;
 
 #[cfg(test)]
 mod apt_test;

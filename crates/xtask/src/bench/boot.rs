@@ -11,6 +11,7 @@ use super::{load, median};
 use crate::cache::Scratch;
 use crate::guests::{Guests, Kernel};
 use crate::process::{Line, Process};
+use crate::umbra;
 
 /// A boot that takes longer has failed.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
@@ -111,20 +112,21 @@ impl BootReport {
 pub fn run(options: &BootOptions) -> Result<BootReport> {
     let guests = Guests::load()?;
     let scratch = Scratch::new()?;
+    let sockets = Scratch::for_sockets()?;
     let before = load();
     let kernels: Vec<&Kernel> = match &options.kernel {
         Some(series) => vec![guests.kernel(series)?],
         None => guests.kernels().to_vec(),
     };
-    let umbra = if options.qemu_only { None } else { Some(super::umbra()?) };
+    let program = if options.qemu_only { None } else { Some(umbra::build()?) };
     let mut report = BootReport { load: [before, String::new()], boots: Vec::new(), clocks: Vec::new() };
     for kernel in kernels {
         let mut sides = qemu_sides(&guests, kernel, &scratch)?;
-        if let Some(program) = &umbra {
+        if let Some(program) = &program {
             let kind = Kind::Umbra { program: program.clone(), accel: "soft" };
             sides.insert(0, Vmm { name: "umbra soft".into(), kernel: kernel.image.clone(), kind });
         }
-        measure(options, kernel, &sides, &scratch, &mut report)?;
+        measure(options, kernel, &sides, &sockets, &mut report)?;
     }
     report.load[1] = load();
     Ok(report)
@@ -157,7 +159,7 @@ fn measure(
     options: &BootOptions,
     kernel: &Kernel,
     sides: &[Vmm],
-    scratch: &Scratch,
+    sockets: &Scratch,
     report: &mut BootReport,
 ) -> Result<()> {
     let guest = |task: &str| GuestSpec {
@@ -167,7 +169,7 @@ fn measure(
         memory_mib: options.memory,
     };
     let start = |side: &Vmm, spec: &GuestSpec| {
-        let command = side.command(spec, scratch.path(), &format!("bench-{}", std::process::id()))?;
+        let command = side.command(spec, sockets.path(), &format!("bench-{}", std::process::id()))?;
         Process::start(&pinned(&command, &options.pin))
     };
     let boot = guest("umbra.task=idle");
@@ -225,7 +227,7 @@ fn clock_rate(process: &Process) -> Result<f64> {
 }
 
 /// The rate from lines `guest: clock N uptime SECONDS …` and the times at which they came.
-pub(super) fn rate_of(lines: &[Line]) -> Option<f64> {
+pub fn rate_of(lines: &[Line]) -> Option<f64> {
     let uptime = |line: &Line| -> Option<(f64, f64)> {
         let words: Vec<&str> = line.text.split_whitespace().collect();
         let position = words.iter().position(|word| *word == "uptime")?;

@@ -8,14 +8,11 @@ pub mod overhead;
 
 mod vmm;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use umbra_boot::bzimage::BzImage;
 use umbra_boot::payload;
-
-use crate::cache;
 
 /// The middle of the values; of an even number, the lower of the two.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
@@ -28,23 +25,6 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
 pub(crate) fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
-}
-
-/// Builds the release `umbra` and says where it is. `UMBRA_PROGRAM` names another to measure instead.
-pub(crate) fn umbra() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("UMBRA_PROGRAM") {
-        return Ok(path.into());
-    }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "-q", "--release", "-p", "umbra"])
-        .current_dir(cache::workspace())
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("umbra does not build");
-    }
-    Ok(cache::target_folder().join("release/umbra"))
 }
 
 /// Writes the ELF kernel inside a bzImage to `to`, for the sides that boot it without its own unpacker.

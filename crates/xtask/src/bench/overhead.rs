@@ -18,6 +18,7 @@ use crate::cache::Scratch;
 use crate::guests::Guests;
 use crate::nest::{NestSpec, Paging};
 use crate::process::Process;
+use crate::umbra;
 
 const SCRIPT: &str = include_str!("../init/overhead.sh");
 /// Time for one boot.
@@ -115,20 +116,21 @@ pub fn run(options: &OverheadOptions) -> Result<OverheadReport> {
     let guests = Guests::load()?;
     let before = load();
     let mut sides = Vec::new();
-    let umbra = if options.qemu_only { None } else { Some(super::umbra()?) };
-    if let Some(program) = &umbra {
+    let program = if options.qemu_only { None } else { Some(umbra::build()?) };
+    if let Some(program) = &program {
         let kernel = guests.kernel_backports.image.clone();
         let kind = Kind::Umbra { program: program.clone(), accel: "soft" };
         let vmm = Vmm { name: "umbra".into(), kernel, kind };
         sides.push(soft(&guests, &vmm, options.rounds)?);
     }
-    sides.extend(kvm(&guests, umbra.as_deref(), options.rounds)?);
+    sides.extend(kvm(&guests, program.as_deref(), options.rounds)?);
     Ok(OverheadReport { load: [before, load()], sides })
 }
 
 /// Under emulation, on this machine.
 fn soft(guests: &Guests, vmm: &Vmm, rounds: usize) -> Result<Overhead> {
     let scratch = Scratch::new()?;
+    let sockets = Scratch::for_sockets()?;
     let script = scratch.path().join("overhead.sh");
     std::fs::write(&script, SCRIPT)?;
     let guest = GuestSpec {
@@ -140,11 +142,11 @@ fn soft(guests: &Guests, vmm: &Vmm, rounds: usize) -> Result<Overhead> {
     let mut lines = Vec::new();
     for round in 0..rounds {
         let monitor =
-            vmm.command(&guest, scratch.path(), &format!("overhead-{}-{round}", std::process::id()))?;
+            vmm.command(&guest, sockets.path(), &format!("overhead-{}-{round}", std::process::id()))?;
         let mut command = Command::new("sh");
         command.arg(&script).args([vmm.name.as_str(), "/dev/null"]).arg(BOOT_LIMIT.as_secs().to_string());
         command.arg(monitor.get_program()).args(monitor.get_args());
-        command.env("XDG_RUNTIME_DIR", scratch.path());
+        command.env("XDG_RUNTIME_DIR", sockets.path());
         let process = Process::start(&command)?;
         let mut seen = Vec::new();
         process.wait_for(BOOT_LIMIT * 2, &mut seen, |_| false);
