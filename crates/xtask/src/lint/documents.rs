@@ -1,5 +1,7 @@
-//! `docs/dependencies.md` has one line for every third-party dependency of the workspace, and for nothing else.
+//! `docs/dependencies.md` has one line for every third-party dependency of the workspace, and for nothing else; and
+//! some crate uses each of them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,11 +14,19 @@ const DOCUMENT: &str = "docs/dependencies.md";
 pub(super) fn run(root: &Path) -> Result<Vec<Finding>> {
     let read =
         |name: &str| std::fs::read_to_string(root.join(name)).with_context(|| format!("cannot read {name}"));
-    Ok(check(&read(MANIFEST)?, &read(DOCUMENT)?))
+    let metadata = cargo_metadata::MetadataCommand::new()
+        .current_dir(root)
+        .no_deps()
+        .exec()
+        .context("cannot read cargo metadata")?;
+    let packages = metadata.workspace_packages();
+    let used =
+        packages.iter().flat_map(|package| &package.dependencies).map(|dependency| dependency.name.as_str());
+    Ok(check(&read(MANIFEST)?, &read(DOCUMENT)?, &used.collect()))
 }
 
-/// Compares the manifest's `[workspace.dependencies]` with the table rows of the document.
-pub(super) fn check(manifest: &str, document: &str) -> Vec<Finding> {
+/// Compares the manifest's `[workspace.dependencies]` with the table rows of the document and with what is used.
+pub(super) fn check(manifest: &str, document: &str, in_use: &BTreeSet<&str>) -> Vec<Finding> {
     let used = dependencies(manifest);
     let told = rows(document);
     let untold =
@@ -35,7 +45,13 @@ pub(super) fn check(manifest: &str, document: &str) -> Vec<Finding> {
             what: format!("`{row}` is no dependency of the workspace"),
             cure: "delete its line".into(),
         });
-    untold.chain(unused).collect()
+    let idle = used.iter().filter(|(name, _)| !in_use.contains(name.as_str())).map(|(name, line)| Finding {
+        file: MANIFEST.into(),
+        line: *line,
+        what: format!("no crate uses `{name}`"),
+        cure: "delete the dependency and its line in the document".into(),
+    });
+    untold.chain(unused).chain(idle).collect()
 }
 
 /// Names and lines of the third-party entries of `[workspace.dependencies]`.
