@@ -15,14 +15,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use umbra_machine::MachineSpec;
 use umbra_server::{ApiError, Manage, Server, Status, VcpuStats, VmInfo, VmState};
 
 use crate::events::Events;
-use crate::paths::control_socket;
+use crate::paths::{control_socket, take_name};
 use crate::protocol::{Answer, Ending, Link, Message, Request, Start};
 use crate::terminal::{Command, Raw, pass_input, pass_output};
 
@@ -49,7 +49,9 @@ pub struct Job {
 /// It could not be started.
 pub fn run(job: Job) -> anyhow::Result<ExitCode> {
     let socket = control_socket(&job.name)?;
-    let _lock = lock_name(&socket, &job.name)?;
+    let _lock = take_name(&job.name)?.with_context(|| {
+        format!("a machine named `{0}` is running; choose another --name, or end it with `umbra stop --force {0}`", job.name)
+    })?;
     let (console, theirs) = UnixStream::pair().context("cannot make the console")?;
     let (worker, link) = start_worker(&job, theirs)?;
     let broker = Arc::new(Broker::new(&job, worker, link));
@@ -62,17 +64,6 @@ pub fn run(job: Job) -> anyhow::Result<ExitCode> {
         None => Ending::Error(format!("the machine's process ended by itself ({status})")),
     };
     Ok(broker.conclude(&job, &ending))
-}
-
-/// Takes the name for as long as the file is open.
-fn lock_name(socket: &Path, name: &str) -> anyhow::Result<File> {
-    use rustix::fs::{FlockOperation, flock};
-    let path = socket.with_extension("lock");
-    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-    if flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!("a machine named `{name}` is running; choose another --name, or end it with `umbra stop --force {name}`");
-    }
-    Ok(file)
 }
 
 fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)> {

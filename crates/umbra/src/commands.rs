@@ -1,12 +1,29 @@
 //! Commands to a running machine: clients of its control socket.
 
 use std::path::absolute;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use umbra_server::{Client, ClientError, VmInfo, VmState};
 
 use crate::cli::{AfterSave, ListArgs, Named, SaveArgs, StopArgs};
-use crate::paths::{control_socket, runtime_folder};
+use crate::paths::{control_socket, runtime_folder, take_name};
+
+/// How long a machine that was told to end may take.
+const END_TIME: Duration = Duration::from_secs(20);
+
+/// Ends a machine at once and waits until it is gone, so that its name and files are free.
+fn end(name: &str) -> anyhow::Result<()> {
+    act(name, "stop")?;
+    let begun = Instant::now();
+    while take_name(name)?.is_none() {
+        if begun.elapsed() > END_TIME {
+            bail!("{name} does not end; kill its process (`umbra ls`)");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
 
 fn act(name: &str, action: &str) -> anyhow::Result<()> {
     let socket = control_socket(name)?;
@@ -45,7 +62,7 @@ pub fn save(args: &SaveArgs) -> anyhow::Result<()> {
     let socket = control_socket(&args.name)?;
     explain(Client::new(&socket).save(&path), &args.name)?;
     match args.then {
-        AfterSave::Stop => act(&args.name, "stop"),
+        AfterSave::Stop => end(&args.name),
         AfterSave::Resume => act(&args.name, "resume"),
         AfterSave::Pause => Ok(()),
     }
@@ -56,7 +73,7 @@ pub fn save(args: &SaveArgs) -> anyhow::Result<()> {
 /// # Errors
 /// There is no such machine, or it refuses.
 pub fn stop(args: &StopArgs) -> anyhow::Result<()> {
-    act(&args.name, if args.force { "stop" } else { "power-button" })
+    if args.force { end(&args.name) } else { act(&args.name, "power-button") }
 }
 
 /// `umbra ls`.

@@ -1,11 +1,13 @@
 //! Where things are kept: XDG base directories.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock};
 
 /// The longest path that a Unix socket may have (`sockaddr_un`), without the ending zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -46,6 +48,39 @@ pub fn control_socket(name: &str) -> anyhow::Result<PathBuf> {
         bail!("the path {} is too long for a socket; use a shorter name or XDG_RUNTIME_DIR", path.display());
     }
     Ok(path)
+}
+
+/// A machine's name, taken for as long as this lives.
+pub struct TakenName {
+    path: PathBuf,
+    /// Locked; the kernel unlocks it however we end.
+    _file: File,
+}
+
+impl Drop for TakenName {
+    fn drop(&mut self) {
+        // Whoever opened it in the meantime holds a file without a name, and finds out: see `take_name`.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Takes the name of a machine; `None` if a running machine has it.
+///
+/// # Errors
+/// The lock file cannot be made.
+pub fn take_name(name: &str) -> anyhow::Result<Option<TakenName>> {
+    let path = control_socket(name)?.with_extension("lock");
+    loop {
+        let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        if flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(None);
+        }
+        // The file may have lost its name between opening and locking: then the lock protects nothing.
+        let named = fs::metadata(&path).is_ok_and(|m| file.metadata().is_ok_and(|f| f.ino() == m.ino()));
+        if named {
+            return Ok(Some(TakenName { path, _file: file }));
+        }
+    }
 }
 
 /// The cache folder: `$XDG_CACHE_HOME/umbra`, or `~/.cache/umbra`.
