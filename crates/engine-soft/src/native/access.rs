@@ -1,0 +1,196 @@
+//! Memory operands of thunks.
+//!
+//! An operand in guest RAM, in one piece, is given to the thunk where it is. One that crosses a page or is device memory is copied into a
+//! buffer, and back if it was written. Of a masked operand only the bytes from the first to the last element that is accessed
+//! are looked up, so that the others never fault.
+
+use iced_x86::{Instruction, OpKind, Register};
+use umbra_x86::segment::sreg;
+
+use crate::cpu::Cpu;
+use crate::fault::{Exec, Fault};
+use crate::mmu::Host;
+use crate::native::execute;
+use crate::native::plan::{Masked, Operand, Plan, Select};
+use crate::operand::{mask, segment_number};
+
+/// Room for the largest operand, the x87 state, from any offset in a cache line on.
+#[repr(C, align(64))]
+struct Buffer([u8; 256]);
+
+impl Buffer {
+    const EMPTY: Self = Self([0; 256]);
+
+    /// Where an operand of `linear` starts: alignment within a cache line is kept.
+    fn start(linear: u64) -> usize {
+        (linear % 64) as usize
+    }
+
+    /// The address of byte `at`.
+    fn address(&mut self, at: usize) -> *mut u8 {
+        self.0.as_mut_ptr().wrapping_add(at)
+    }
+}
+
+/// Finds the operand and runs the thunk.
+pub fn run(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
+    match plan.operand {
+        Operand::None => execute(cpu, i, plan, Buffer::EMPTY.address(0)),
+        Operand::Whole => {
+            let linear = cpu.memory_operand(i, plan.len.into(), plan.write)?;
+            whole(cpu, i, plan, linear, 0)
+        }
+        Operand::Bits(index) => bits(cpu, i, plan, index),
+        Operand::Line => line(cpu, i, plan),
+        Operand::Masked(masked) => elements(cpu, i, plan, masked),
+    }
+}
+
+/// Runs on all of the operand at `linear`; the thunk is given an address `before` bytes lower.
+fn whole(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64) -> Exec {
+    if linear & u64::from(plan.align - 1) != 0 {
+        return Err(Fault::GP0);
+    }
+    match cpu.host(linear, plan.len.into(), plan.write)? {
+        Host::Direct(at) => direct(cpu, i, plan, at.wrapping_offset(-before as isize)),
+        // Whatever was looked up before the world stood still is looked up again.
+        Host::Bounce if plan.locked => alone(cpu, |cpu| match cpu.host(linear, plan.len.into(), plan.write)? {
+            Host::Direct(at) => direct(cpu, i, plan, at.wrapping_offset(-before as isize)),
+            Host::Bounce => bounce(cpu, i, plan, linear, before),
+        }),
+        Host::Bounce => bounce(cpu, i, plan, linear, before),
+    }
+}
+
+/// Runs on guest memory itself, and says that it was written.
+fn direct(cpu: &mut Cpu, i: &Instruction, plan: &Plan, at: *mut u8) -> Exec {
+    let result = execute(cpu, i, plan, at);
+    cpu.host_written();
+    result
+}
+
+/// Does `f` while no other processor executes guest code: a locked access that cannot be made at once.
+fn alone(cpu: &mut Cpu, f: impl FnOnce(&mut Cpu) -> Exec) -> Exec {
+    cpu.stop_world();
+    let result = f(cpu);
+    cpu.resume_world();
+    result
+}
+
+fn bounce(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64) -> Exec {
+    let mut buffer = Buffer::EMPTY;
+    let start = Buffer::start(linear);
+    let bytes = start..start + usize::from(plan.len);
+    if plan.read {
+        cpu.load_bytes(linear, &mut buffer.0[bytes.clone()])?;
+    }
+    let at = buffer.address(start).wrapping_offset(-before as isize);
+    execute(cpu, i, plan, at)?;
+    if plan.write { cpu.store_bytes(linear, &buffer.0[bytes]) } else { Ok(()) }
+}
+
+/// BT and its kin with a register index a bit string: the operand is the word that holds the bit, which may be far from the
+/// effective address, on either side (SDM volume 2, BT).
+fn bits(cpu: &mut Cpu, i: &Instruction, plan: &Plan, index: Register) -> Exec {
+    let width = u32::from(plan.len) * 8;
+    let value = cpu.reg(index);
+    let index = (value << (64 - width)) as i64 >> (64 - width);
+    let before = (index >> width.trailing_zeros()) * i64::from(plan.len);
+    let offset = cpu.effective_address(i).wrapping_add(before as u64) & mask(cpu.address_bits(i));
+    let linear = cpu.linear(segment(i), offset, plan.len.into(), plan.write)?;
+    whole(cpu, i, plan, linear, before)
+}
+
+/// CLFLUSH and its kin: the line is checked as a byte that is read; where it is not RAM there is nothing to flush.
+fn line(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
+    let linear = cpu.memory_operand(i, 1, false)?;
+    match cpu.host(linear, 1, false)? {
+        Host::Direct(at) => execute(cpu, i, plan, at),
+        Host::Bounce => Ok(()),
+    }
+}
+
+fn segment(i: &Instruction) -> usize {
+    segment_number(i.memory_segment()).unwrap_or(sreg::DS)
+}
+
+/// The offset of the operand in its segment; that of MASKMOVQ and MASKMOVDQU is rDI.
+fn offset(cpu: &Cpu, i: &Instruction) -> (u64, u32) {
+    let implicit = i.op_kinds().find_map(|k| match k {
+        OpKind::MemorySegDI => Some((Register::DI, 16)),
+        OpKind::MemorySegEDI => Some((Register::EDI, 32)),
+        OpKind::MemorySegRDI => Some((Register::RDI, 64)),
+        _ => None,
+    });
+    match implicit {
+        Some((register, bits)) => (cpu.reg(register), bits),
+        None => (cpu.effective_address(i), cpu.address_bits(i)),
+    }
+}
+
+/// Which elements are accessed, a bit each.
+fn selected(cpu: &Cpu, masked: Masked) -> u64 {
+    let low = |count: u8| u64::MAX >> (64 - u32::from(count).clamp(1, 64));
+    let sign = |bytes: &[u8]| {
+        let step = usize::from(masked.element);
+        let top = |n: usize| u64::from(bytes[n * step + step - 1] >> 7) << n;
+        (0..usize::from(masked.count)).map(top).fold(0, |a, b| a | b)
+    };
+    match masked.select {
+        Select::Opmask(k) => cpu.vector.k[usize::from(k)] & low(masked.count),
+        Select::OpmaskPacked(k) => {
+            let n = (cpu.vector.k[usize::from(k)] & low(masked.count)).count_ones();
+            if n == 0 { 0 } else { u64::MAX >> (64 - n) }
+        }
+        Select::OpmaskAny(k, count) => u64::from(cpu.vector.k[usize::from(k)] & low(count) != 0),
+        Select::Sign(n) => sign(&cpu.vector.zmm[usize::from(n)]),
+        Select::SignMmx(n) => {
+            let at = 32 + 16 * usize::from(n);
+            sign(&cpu.vector.fx[at..at + 8])
+        }
+    }
+}
+
+fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec {
+    let (offset, width) = offset(cpu, i);
+    let set = selected(cpu, masked);
+    if plan.align > 1 {
+        let linear = cpu.linear(segment(i), offset, 1, plan.write)?;
+        if linear & u64::from(plan.align - 1) != 0 {
+            return Err(Fault::GP0);
+        }
+    }
+    if set == 0 {
+        return execute(cpu, i, plan, Buffer::EMPTY.address(64));
+    }
+    let size = u64::from(masked.element);
+    let first = u64::from(set.trailing_zeros()) * size;
+    let end = u64::from(64 - set.leading_zeros()) * size;
+    let linear = cpu.linear(segment(i), offset.wrapping_add(first) & mask(width), end - first, plan.write)?;
+    match cpu.host(linear, end - first, plan.write)? {
+        Host::Direct(at) => direct(cpu, i, plan, at.wrapping_sub(first as usize)),
+        Host::Bounce => bounce_elements(cpu, i, plan, masked, set, linear.wrapping_sub(first)),
+    }
+}
+
+fn bounce_elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked, set: u64, linear: u64) -> Exec {
+    let mut buffer = Buffer::EMPTY;
+    let start = Buffer::start(linear);
+    let size = usize::from(masked.element);
+    let chosen = (0..64usize).filter(|n| set >> n & 1 != 0);
+    if plan.read {
+        for n in chosen.clone() {
+            let at = start + n * size;
+            cpu.load_bytes(linear.wrapping_add((n * size) as u64), &mut buffer.0[at..at + size])?;
+        }
+    }
+    let address = buffer.address(start);
+    execute(cpu, i, plan, address)?;
+    if plan.write {
+        for n in chosen {
+            let at = start + n * size;
+            cpu.store_bytes(linear.wrapping_add((n * size) as u64), &buffer.0[at..at + size])?;
+        }
+    }
+    Ok(())
+}
