@@ -1,0 +1,138 @@
+//! Guest time stands while the machine does.
+
+use std::time::{Duration, Instant};
+
+use umbra_x86::msr;
+
+use super::guest::{CODE, Did, Guest, Io, WAIT, engine, real_mode_state, skip, write_handler, wrmsr};
+
+const LVT_TIMER: u32 = 0x832;
+const INITIAL_COUNT: u32 = 0x838;
+const DIVIDE: u32 = 0x83e;
+
+/// Whether this KVM gives guests a TSC of their own. One is known that lets them read the host's, whatever is written.
+fn has_own_tsc(engine: &crate::KvmEngine, test: &str) -> bool {
+    let mut guest = Guest::new(engine, 1);
+    let mut state = real_mode_state(&guest.cpuid, 0, CODE);
+    state.tsc = 1 << 50;
+    guest.vcpus[0].load(&state).unwrap();
+    guest.start();
+    let tsc = guest.vcpus[0].save().unwrap().tsc;
+    let own = tsc >> 40 == 1 << 10;
+    if !own {
+        skip(test, "this KVM's guests count with the host's TSC");
+    }
+    own
+}
+
+#[test]
+fn the_tsc_stands_and_goes_on() {
+    let Some(engine) = engine("the_tsc_stands_and_goes_on") else { return };
+    if !has_own_tsc(&engine, "the_tsc_stands_and_goes_on") {
+        return;
+    }
+    let mut guest = Guest::new(&engine, 2);
+    let khz = u64::from(guest.vcpus[0].save().unwrap().tsc_khz);
+    let wanted = 1 << 44;
+    for id in 0..2 {
+        let mut state = real_mode_state(&guest.cpuid, id, CODE);
+        state.tsc = wanted;
+        guest.vcpus[id as usize].load(&state).unwrap();
+        assert_eq!(guest.vcpus[id as usize].save().unwrap().tsc, wanted);
+    }
+    guest.start();
+    std::thread::sleep(Duration::from_millis(20));
+    let both = |g: &mut Guest| [0, 1].map(|i| g.vcpus[i].save().unwrap().tsc);
+    let running = both(&mut guest);
+    assert!(running[0] > wanted + khz * 15 && running[0] < wanted + khz * 2000, "{running:?}");
+    guest.stop();
+    let stopped = both(&mut guest);
+    assert_eq!(stopped[0], stopped[1], "in step");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(both(&mut guest), stopped);
+    let begun = Instant::now();
+    guest.start();
+    let again = both(&mut guest);
+    let most = khz * (begun.elapsed().as_millis() as u64 + 2);
+    assert!(again[0] >= stopped[0] && again[0] < stopped[0] + most, "{again:?} after {stopped:?}");
+    guest.stop();
+}
+
+/// A timer that the guest armed goes off after as much guest time as it asked for, wherever that passes.
+#[test]
+fn the_deadline_timer_moves_to_another_machine() {
+    let Some(engine) = engine("the_deadline_timer_moves_to_another_machine") else { return };
+    if !has_own_tsc(&engine, "the_deadline_timer_moves_to_another_machine") {
+        return;
+    }
+    let mut first = Guest::new(&engine, 1);
+    let khz = u64::from(first.vcpus[0].save().unwrap().tsc_khz);
+    let (tsc, deadline) = (1u64 << 40, (1u64 << 40) + khz * 400);
+    let code = [
+        wrmsr(LVT_TIMER, 0x4_0042),
+        wrmsr(msr::IA32_TSC_DEADLINE, deadline),
+        vec![0xe6, 0xf4],
+        WAIT.to_vec(),
+    ]
+    .concat();
+    first.memory.write(CODE, &code).unwrap();
+    let mut state = real_mode_state(&first.cpuid, 0, CODE);
+    state.tsc = tsc;
+    first.vcpus[0].load(&state).unwrap();
+    first.start();
+    let io = Io::default();
+    first.run(&io, |_| ());
+    first.stop();
+    let state = first.vcpus[0].save().unwrap();
+    assert_eq!(state.msr(msr::IA32_TSC_DEADLINE), Some(deadline));
+    std::thread::sleep(Duration::from_millis(450));
+
+    let mut second = Guest::new(&engine, 1);
+    second.memory.write(CODE, &code).unwrap();
+    write_handler(&second, 0x42, true);
+    second.vcpus[0].load(&state).unwrap();
+    second.start();
+    let begun = Instant::now();
+    let io = Io::default();
+    second.run(&io, |_| {
+        io.wait_for(&Did::Out(0x42, vec![0x42]), 1);
+        io.stop();
+    });
+    let left_ms = (deadline - state.tsc) / khz;
+    let took_ms = begun.elapsed().as_millis() as u64;
+    assert!(took_ms + 5 >= left_ms, "{left_ms} ms were left, {took_ms} ms it took");
+    assert_eq!(second.vcpus[0].save().unwrap().msr(msr::IA32_TSC_DEADLINE), None, "it has gone off");
+}
+
+#[test]
+fn a_counting_apic_timer_moves_to_another_machine() {
+    let Some(engine) = engine("a_counting_apic_timer_moves_to_another_machine") else { return };
+    // One shot, undivided: the bus counts nanoseconds.
+    let code = [
+        wrmsr(LVT_TIMER, 0x43),
+        wrmsr(DIVIDE, 0xb),
+        wrmsr(INITIAL_COUNT, 300_000_000),
+        vec![0xe6, 0xf4],
+        WAIT.to_vec(),
+    ]
+    .concat();
+    let mut first = Guest::real_mode(&engine, &code);
+    let io = Io::default();
+    first.run(&io, |_| ());
+    first.stop();
+    let state = first.vcpus[0].save().unwrap();
+    let page = &state.apic.as_ref().unwrap().page;
+    let left = u32::from_le_bytes([page[0x390], page[0x391], page[0x392], page[0x393]]);
+    assert!(left > 0 && left < 300_000_000, "{left}");
+
+    let mut second = Guest::new(&engine, 1);
+    second.memory.write(CODE, &code).unwrap();
+    write_handler(&second, 0x43, true);
+    second.vcpus[0].load(&state).unwrap();
+    second.start();
+    let io = Io::default();
+    second.run(&io, |_| {
+        io.wait_for(&Did::Out(0x43, vec![0x43]), 1);
+        io.stop();
+    });
+}
