@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{deps, lint};
 
+/// No call of cargo may take longer: a hang shall end as a failure while the rest can still be told.
+const STEP_LIMIT_SECONDS: &str = "1500";
+
 /// A part of the test run that can be run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Step {
@@ -108,7 +111,7 @@ fn run_step(root: &Path, step: Step) -> Result<()> {
             count => bail!("{count} found"),
         },
         Step::Build => {
-            cargo(root, &["build", "--workspace", "--all-targets", "--profile", "test"])?;
+            cargo(root, &["test", "-q", "--workspace", "--no-run"])?;
             cargo(root, &["build", "--release", "-p", "umbra"])
         }
         Step::Unit if has_nextest() => {
@@ -139,11 +142,21 @@ fn has_nextest() -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
+/// Runs cargo, and ends it with all that it started where it takes longer than [`STEP_LIMIT_SECONDS`].
 fn cargo(root: &Path, args: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo).args(args).current_dir(root).status().context("cannot run cargo")?;
-    if !status.success() {
-        bail!("`cargo {}` failed", args.join(" "));
+    let status = Command::new("timeout")
+        .args(["--kill-after=20", STEP_LIMIT_SECONDS])
+        .arg(cargo)
+        .args(args)
+        // A failed test tells what it saw; where in the harness that was helps nobody.
+        .env("RUST_LIB_BACKTRACE", "0")
+        .current_dir(root)
+        .status()
+        .context("cannot run cargo")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(124 | 137) => bail!("`cargo {}` took longer than {STEP_LIMIT_SECONDS} s", args.join(" ")),
+        _ => bail!("`cargo {}` failed", args.join(" ")),
     }
-    Ok(())
 }

@@ -12,9 +12,9 @@ use xtask::guests::Guests;
 use xtask::umbra::{Guest, Umbra};
 
 /// For a boot under the slowest tier on a busy machine.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(150);
 /// For what a running guest does within a few seconds.
-const STEP: Duration = Duration::from_secs(120);
+const STEP: Duration = Duration::from_secs(60);
 
 const SOFT: [&str; 4] = ["--accel", "soft", "--name", "guest"];
 

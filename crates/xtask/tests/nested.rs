@@ -12,8 +12,8 @@ use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Outcome, Paging};
 use xtask::umbra::{Umbra, last_tick, program};
 
-const BOOT: Duration = Duration::from_secs(240);
-const STEP: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(150);
+const STEP: Duration = Duration::from_secs(60);
 
 /// Runs `script` in a nested host that has umbra and both guests.
 fn nested(paging: Paging, script: &str, files: &[(&Path, &str)]) -> Result<Outcome> {
