@@ -14,7 +14,7 @@ use umbra_x86::segment::{Segment, Table, access, sreg};
 use crate::decode::Cache;
 use crate::exec::Fast;
 use crate::mmu::Tlb;
-use crate::vm::Shared;
+use crate::vm::{Injected, KvmClock, Shared, Tsc};
 
 /// Vector, mask and x87 state. Registers are whole, so that a thunk loads each with one instruction.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub struct Mode {
     pub v86: bool,
     /// EFER.LMA.
     pub long: bool,
-    /// All of CS, DS, ES, SS are flat: base 0, limit 4 GiB; always so in 64-bit mode.
+    /// CS, DS, ES, SS are all flat, base 0 and limit 4 GiB, the data segments writable; always so in 64-bit mode.
     pub flat: bool,
 }
 
@@ -92,6 +92,8 @@ pub struct Cpu {
     pub dr6: u64,
     /// DR7.
     pub dr7: u64,
+    /// Bits of DR6 for a debug trap after the instruction that executes; see `sys::debug`.
+    pub debug_pending: u64,
     /// MSRs that instructions use.
     pub msr: Msrs,
     /// Vector and x87 state.
@@ -106,18 +108,30 @@ pub struct Cpu {
     pub nmi_pending: bool,
     /// The local APIC or the PIC may have an interrupt to deliver; looked at when interrupts can be taken.
     pub interrupt_hint: bool,
+    /// A message has asked for an interrupt of the PIC.
+    pub ext_int: bool,
     /// An event saved in the middle of its delivery, to be delivered first.
-    pub injected: Option<umbra_engine::Event>,
+    pub injected: Option<Injected>,
     /// Whether it executes, is halted or waits.
     pub run_state: RunState,
     /// The processor's number and APIC ID.
     pub id: u32,
+    /// When the host's time-stamp counter reaches this, the local APIC's timer goes off: `exec::run` returns soon.
+    pub timer_at: u64,
+    /// The time-stamp counter.
+    pub tsc: Tsc,
+    /// KVM's clock.
+    pub kvm: KvmClock,
+    /// For how many nanoseconds a halted processor waits awake.
+    pub halt_poll: u64,
     /// What CPUID shows.
     pub cpuid: CpuidTable,
     /// The software TLB.
     pub tlb: Box<Tlb>,
     /// Decoded blocks.
     pub cache: Box<Cache>,
+    /// Instructions made ready to run natively.
+    pub native: Box<crate::native::Local>,
     /// What is shared with other processors and threads.
     pub shared: Arc<Shared>,
     /// What it counted.
@@ -164,8 +178,6 @@ pub struct Msrs {
     pub tsc_aux: u64,
     /// IA32_TSC_ADJUST.
     pub tsc_adjust: u64,
-    /// IA32_TSC_DEADLINE.
-    pub tsc_deadline: u64,
     /// IA32_PAT.
     pub pat: u64,
     /// IA32_XSS.
@@ -228,10 +240,10 @@ impl Cpu {
         } else {
             0
         };
-        let is_flat = |s: &Segment| {
-            s.base == 0 && s.limit == u32::MAX && !s.unusable && s.access & (access::CODE | access::DC) != access::DC
-        };
-        let flat = code64 || protected && !v86 && [sreg::ES, sreg::CS, sreg::SS, sreg::DS].iter().all(|i| is_flat(&self.seg[*i]));
+        let is_whole = |n: usize| self.seg[n].base == 0 && self.seg[n].limit == u32::MAX && !self.seg[n].unusable;
+        let is_plain = |n: &usize| is_whole(*n) && self.seg[*n].access & (access::CODE | access::DC | access::RW) == access::RW;
+        let data = [sreg::ES, sreg::SS, sreg::DS];
+        let flat = code64 || protected && !v86 && is_whole(sreg::CS) && data.iter().all(is_plain);
         self.mode = Mode { code, stack, cpl, protected, v86, long, flat };
         self.update_context();
     }

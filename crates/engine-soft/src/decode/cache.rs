@@ -1,0 +1,249 @@
+//! Where blocks are kept: one piece of memory that is filled from its start and emptied as a whole.
+
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+
+use iced_x86::Instruction;
+use umbra_memory::CodePage;
+
+use crate::exec::{Op, OpRef};
+
+/// The most instructions of a block: keeps the wait for attention and the stack of a debug build short.
+pub(super) const INSTRUCTIONS_MAX: usize = 64;
+/// Eight-byte words for blocks: 12 MiB, which a Linux guest's start-up fits a few times over.
+const ARENA_WORDS: usize = 12 << 17;
+/// Buckets of the table by physical address.
+const BUCKETS: usize = 1 << 14;
+/// Entries of the table by linear address.
+const JUMPS: usize = 1 << 12;
+/// Eight-byte words of an [`Instruction`].
+const INSTRUCTION_WORDS: usize = size_of::<Instruction>().div_ceil(8);
+/// The most words of one block.
+const BLOCK_WORDS_MAX: usize =
+    size_of::<Block>() / 8 + (INSTRUCTIONS_MAX + 1) * (size_of::<Op>() / 8 + INSTRUCTION_WORDS);
+
+/// Where an exit of a block led last time.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Link {
+    pub rip: u64,
+    /// `Fast::key` at that time.
+    pub key: u64,
+    pub block: *mut Block,
+}
+
+impl Link {
+    /// A link that no exit matches: bit 9 of a key is never set.
+    const NONE: Self = Self { rip: 0, key: 1 << 9, block: null_mut() };
+}
+
+/// The second page of a block whose one instruction crosses pages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Second {
+    /// Guest physical address of the page.
+    pub gpa: u64,
+    pub code: *const CodePage,
+    pub version: u32,
+}
+
+/// A decoded block. Its operations follow it in memory, and the instructions that some of them need follow those.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Block {
+    /// The page's code, and the version that the block was made from.
+    pub code: *const CodePage,
+    pub version: u32,
+    /// Instructions.
+    pub count: u32,
+    /// What the exits `Fall` and `Taken` led to.
+    pub links: [Link; 2],
+    /// Guest physical address and mode.
+    pub key: u64,
+    /// Where the last instruction starts.
+    pub last: u16,
+    /// Bytes of code.
+    pub len: u16,
+    /// It may be linked to and found by linear address.
+    pub lasting: bool,
+    pub second: Option<Second>,
+    chain: *mut Block,
+}
+
+const _: () = assert!(size_of::<Block>() % 8 == 0 && align_of::<Block>() == 8 && align_of::<Op>() == 8);
+
+impl Block {
+    /// Whether the code is still what the block was made from.
+    #[inline(always)]
+    pub(crate) fn is_current(&self) -> bool {
+        // SAFETY: guest memory's tracking lives as long as the processor; a block from a device has null here and is never entered twice.
+        !self.lasting || unsafe { (*self.code).version() } == self.version
+    }
+
+    /// As [`Block::is_current`], for both pages.
+    pub(super) fn is_whole(&self) -> bool {
+        // SAFETY: as above.
+        let version = |code: *const CodePage| unsafe { (*code).version() };
+        !self.code.is_null()
+            && version(self.code) == self.version
+            && self.second.is_none_or(|s| version(s.code) == s.version)
+    }
+
+    /// The first operation.
+    #[inline(always)]
+    pub(crate) fn ops(this: *mut Block) -> OpRef {
+        // SAFETY: `Cache::push` puts operations behind every block, the last of which leaves it; a block stays until the cache is emptied,
+        // which only happens between blocks.
+        unsafe { OpRef::new(this.add(1).cast()) }
+    }
+}
+
+/// What a block is made of.
+pub(super) struct Parts<'a> {
+    pub block: Block,
+    pub ops: &'a mut [Op],
+    /// Instructions to keep, by number of operation.
+    pub instructions: &'a [(usize, Instruction)],
+}
+
+impl Block {
+    pub(super) fn new(key: u64, code: *const CodePage, version: u32) -> Self {
+        Self {
+            code,
+            version,
+            count: 0,
+            links: [Link::NONE; 2],
+            key,
+            last: 0,
+            len: 0,
+            lasting: false,
+            second: None,
+            chain: null_mut(),
+        }
+    }
+}
+
+/// Decoded blocks of one processor.
+pub struct Cache {
+    arena: Box<[MaybeUninit<u64>]>,
+    used: usize,
+    table: Box<[*mut Block]>,
+    jumps: Box<[Link]>,
+    /// Counts how often the cache was emptied.
+    pub(crate) epoch: u64,
+    /// Work space of the decoder.
+    pub(super) ops: Vec<Op>,
+    pub(super) instructions: Vec<(usize, Instruction)>,
+    /// Instructions in the work space.
+    pub(super) count: u32,
+    /// Where the last of them starts.
+    pub(super) last: u16,
+}
+
+// SAFETY: its pointers lead into its own arena and into the tracking of guest memory, which `Shared::memory` keeps alive.
+unsafe impl Send for Cache {}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new() -> Box<Self> {
+        Box::new(Self {
+            arena: Box::new_uninit_slice(ARENA_WORDS),
+            used: BLOCK_WORDS_MAX,
+            table: vec![null_mut(); BUCKETS].into(),
+            jumps: vec![Link::NONE; JUMPS].into(),
+            epoch: 0,
+            ops: Vec::new(),
+            instructions: Vec::new(),
+            count: 0,
+            last: 0,
+        })
+    }
+
+    /// Forgets all blocks.
+    pub(crate) fn clear(&mut self) {
+        self.used = BLOCK_WORDS_MAX;
+        self.table.fill(null_mut());
+        self.jumps.fill(Link::NONE);
+        self.epoch += 1;
+    }
+
+    fn jump_index(rip: u64) -> usize {
+        (rip ^ rip >> 12) as usize % JUMPS
+    }
+
+    /// The block at linear address `rip` that was found before under the same key.
+    #[inline(always)]
+    pub(crate) fn jump(&self, rip: u64, key: u64) -> Option<*mut Block> {
+        let link = &self.jumps[Self::jump_index(rip)];
+        (link.rip == rip && link.key == key).then_some(link.block)
+    }
+
+    /// Remembers a block by linear address.
+    pub(super) fn set_jump(&mut self, link: Link) {
+        self.jumps[Self::jump_index(link.rip)] = link;
+    }
+
+    fn bucket(key: u64) -> usize {
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize % BUCKETS
+    }
+
+    /// The block of this key, if its code has not changed. Blocks of the key whose code has changed are taken out.
+    pub(super) fn find(&mut self, key: u64) -> Option<*mut Block> {
+        let mut place: *mut *mut Block = &mut self.table[Self::bucket(key)];
+        // SAFETY: the table and chains hold null or blocks of the arena, which stay until `clear`.
+        unsafe {
+            while !(*place).is_null() {
+                let block = *place;
+                if (*block).key == key {
+                    if (*block).is_whole() {
+                        return Some(block);
+                    }
+                    *place = (*block).chain;
+                } else {
+                    place = &raw mut (*block).chain;
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts a block into the table of blocks.
+    pub(super) fn insert(&mut self, block: *mut Block) {
+        // SAFETY: `block` was made by `push` and is not in a chain yet.
+        unsafe {
+            let bucket = &mut self.table[Self::bucket((*block).key)];
+            (*block).chain = *bucket;
+            *bucket = block;
+        }
+    }
+
+    /// Lays out a block in memory; empties the cache if there is no room. `passing` blocks live until the next one.
+    pub(super) fn push(&mut self, parts: Parts<'_>, passing: bool) -> *mut Block {
+        let head = size_of::<Block>() / 8;
+        let each = size_of::<Op>() / 8;
+        let words = head + parts.ops.len() * each + parts.instructions.len() * INSTRUCTION_WORDS;
+        debug_assert!(words <= BLOCK_WORDS_MAX);
+        if !passing && self.used + words > ARENA_WORDS {
+            self.clear();
+        }
+        let start = if passing { 0 } else { self.used };
+        if !passing {
+            self.used += words;
+        }
+        let first = head + parts.ops.len() * each;
+        for (n, (op, _)) in parts.instructions.iter().enumerate() {
+            let at = first + n * INSTRUCTION_WORDS;
+            parts.ops[*op].instruction = (at - head - op * each) as u16;
+        }
+        let base = self.arena[start..start + words].as_mut_ptr();
+        // SAFETY: the slice has room for all three parts, which are written at multiples of eight bytes, their alignment.
+        unsafe {
+            base.cast::<Block>().write(parts.block);
+            let ops = base.add(head).cast::<Op>();
+            ops.copy_from_nonoverlapping(parts.ops.as_ptr(), parts.ops.len());
+            for (n, (_, instruction)) in parts.instructions.iter().enumerate() {
+                base.add(first + n * INSTRUCTION_WORDS).cast::<Instruction>().write(*instruction);
+            }
+        }
+        base.cast()
+    }
+}

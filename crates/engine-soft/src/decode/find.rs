@@ -1,0 +1,70 @@
+//! From RIP to a block.
+
+use umbra_x86::segment::sreg;
+
+use super::cache::{Block, Link};
+use crate::cpu::Cpu;
+use crate::fault::{Exec, Fault};
+use crate::mmu::Fetch;
+use crate::operand::is_canonical;
+
+/// In a block's key: it has one instruction alone.
+const ALONE: u64 = 1 << 5;
+
+impl Cpu {
+    /// The linear address of `rip`.
+    pub(super) fn linear_rip(&self) -> u64 {
+        if self.mode.code == 64 { self.rip } else { self.seg[sreg::CS].base.wrapping_add(self.rip) & 0xffff_ffff }
+    }
+
+    /// The block at RIP.
+    ///
+    /// # Errors
+    /// What fetching its first instruction raises.
+    #[inline(always)]
+    pub(crate) fn find_block(&mut self) -> Exec<*mut Block> {
+        if let Some(block) = self.cache.jump(self.rip, self.fast.key) {
+            // SAFETY: blocks found by linear address are in the arena until it is emptied, which forgets them.
+            if unsafe { (*block).is_current() } {
+                return Ok(block);
+            }
+        }
+        self.look_up_block(false)
+    }
+
+    /// As [`Cpu::find_block`]; `alone` asks for one instruction.
+    #[inline(never)]
+    pub(crate) fn look_up_block(&mut self, alone: bool) -> Exec<*mut Block> {
+        let linear = self.linear_rip();
+        if self.mode.code == 64 && !is_canonical(linear) || self.rip > self.fast.rip_max {
+            return Err(Fault::GP0);
+        }
+        let fetch = self.fetch(linear)?;
+        if fetch.host.is_null() {
+            return self.build_from_device(linear);
+        }
+        let key = fetch.gpa << 8 | u64::from(self.mode.block_key()) | if alone { ALONE } else { 0 };
+        let found = self.cache.find(key);
+        // SAFETY: `find` gives blocks of the arena, which nothing here empties.
+        let usable = found.filter(|block| unsafe { self.is_usable(&**block, linear) });
+        let block = match usable {
+            Some(block) => block,
+            None => self.build(linear, fetch, key, alone)?,
+        };
+        // SAFETY: as above, or `build` made it just now.
+        if unsafe { (*block).lasting } && !alone {
+            self.cache.set_jump(Link { rip: self.rip, key: self.fast.key, block });
+        }
+        Ok(block)
+    }
+
+    /// Whether a block of the right physical address is right here as well: within the segment, and its second page the same one.
+    fn is_usable(&mut self, block: &Block, linear: u64) -> bool {
+        if self.rip.saturating_add(u64::from(block.len) - 1) > self.fast.rip_max {
+            return false;
+        }
+        let Some(second) = block.second else { return true };
+        let next = (linear & !0xfff).wrapping_add(0x1000);
+        matches!(self.fetch(next), Ok(Fetch { gpa, .. }) if gpa == second.gpa)
+    }
+}
