@@ -122,10 +122,22 @@ impl Cpu {
         if inside { Ok(()) } else { fault }
     }
 
+    /// The segment of the instruction's memory operand. In 64-bit mode the prefixes for ES, CS, SS and DS mean nothing, not even to the
+    /// choice between #SS and #GP.
+    pub fn memory_segment_number(&self, i: &Instruction) -> usize {
+        let default = || match i.memory_base().full_register() {
+            Register::RSP | Register::RBP => sreg::SS,
+            _ => sreg::DS,
+        };
+        match segment_number(i.memory_segment()) {
+            Some(n) if n >= sreg::FS || self.mode.code != 64 => n,
+            _ => default(),
+        }
+    }
+
     /// The linear address of the instruction's memory operand of `len` bytes.
     pub fn memory_operand(&self, i: &Instruction, len: u64, write: bool) -> Exec<u64> {
-        let seg = segment_number(i.memory_segment()).unwrap_or(sreg::DS);
-        self.linear(seg, self.effective_address(i), len, write)
+        self.linear(self.memory_segment_number(i), self.effective_address(i), len, write)
     }
 
     /// Operand `n` as a `T`: register, immediate (already sign-extended by the decoder) or memory.

@@ -5,14 +5,13 @@
 //! are looked up, so that the others never fault.
 
 use iced_x86::{Instruction, OpKind, Register};
-use umbra_x86::segment::sreg;
 
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
 use crate::mmu::Host;
 use crate::native::execute;
 use crate::native::plan::{Masked, Operand, Plan, Select};
-use crate::operand::{mask, segment_number};
+use crate::operand::mask;
 
 /// Room for the largest operand, the x87 state, from any offset in a cache line on.
 #[repr(C, align(64))]
@@ -37,13 +36,35 @@ pub fn run(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
     match plan.operand {
         Operand::None => execute(cpu, i, plan, Buffer::EMPTY.address(0)),
         Operand::Whole => {
-            let linear = cpu.memory_operand(i, plan.len.into(), plan.write)?;
-            whole(cpu, i, plan, linear, 0)
+            let result = plain(cpu, i, plan);
+            if plan.x87 && plan.write && result.is_err_and(|f| f != Fault::MF) && nothing_to_store(cpu, i, plan) { Ok(()) } else { result }
         }
         Operand::Bits(index) => bits(cpu, i, plan, index),
         Operand::Line => line(cpu, i, plan),
         Operand::Masked(masked) => elements(cpu, i, plan, masked),
     }
+}
+
+fn plain(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
+    let linear = cpu.memory_operand(i, plan.len.into(), plan.write)?;
+    whole(cpu, i, plan, linear, 0)
+}
+
+/// Whether an x87 instruction has met an exception that is not masked and keeps it from storing: all but precision.
+fn is_store_kept_back(cpu: &Cpu) -> bool {
+    cpu.vector.fx[2] & !cpu.vector.fx[0] & 0x1f != 0
+}
+
+/// An x87 store that cannot access its operand: it still comes to an end if there is nothing to store, because of an exception that
+/// is not masked. If not, nothing has changed.
+#[cold]
+fn nothing_to_store(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> bool {
+    let before = cpu.vector.fx;
+    let done = execute(cpu, i, plan, Buffer::EMPTY.address(0)).is_ok() && is_store_kept_back(cpu);
+    if !done {
+        cpu.vector.fx = before;
+    }
+    done
 }
 
 /// Runs on all of the operand at `linear`; the thunk is given an address `before` bytes lower.
@@ -86,7 +107,8 @@ fn bounce(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64)
     }
     let at = buffer.address(start).wrapping_offset(-before as isize);
     execute(cpu, i, plan, at)?;
-    if plan.write { cpu.store_bytes(linear, &buffer.0[bytes]) } else { Ok(()) }
+    let store = plan.write && !(plan.x87 && is_store_kept_back(cpu));
+    if store { cpu.store_bytes(linear, &buffer.0[bytes]) } else { Ok(()) }
 }
 
 /// BT and its kin with a register index a bit string: the operand is the word that holds the bit, which may be far from the
@@ -97,7 +119,7 @@ fn bits(cpu: &mut Cpu, i: &Instruction, plan: &Plan, index: Register) -> Exec {
     let index = (value << (64 - width)) as i64 >> (64 - width);
     let before = (index >> width.trailing_zeros()) * i64::from(plan.len);
     let offset = cpu.effective_address(i).wrapping_add(before as u64) & mask(cpu.address_bits(i));
-    let linear = cpu.linear(segment(i), offset, plan.len.into(), plan.write)?;
+    let linear = cpu.linear(cpu.memory_segment_number(i), offset, plan.len.into(), plan.write)?;
     whole(cpu, i, plan, linear, before)
 }
 
@@ -108,10 +130,6 @@ fn line(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
         Host::Direct(at) => execute(cpu, i, plan, at),
         Host::Bounce => Ok(()),
     }
-}
-
-fn segment(i: &Instruction) -> usize {
-    segment_number(i.memory_segment()).unwrap_or(sreg::DS)
 }
 
 /// The offset of the operand in its segment; that of MASKMOVQ and MASKMOVDQU is rDI.
@@ -145,7 +163,9 @@ fn selected(cpu: &Cpu, masked: Masked) -> u64 {
         Select::OpmaskAny(k, count) => u64::from(cpu.vector.k[usize::from(k)] & low(count) != 0),
         Select::Sign(n) => sign(&cpu.vector.zmm[usize::from(n)]),
         Select::SignMmx(n) => {
-            let at = 32 + 16 * usize::from(n);
+            // The image has the registers in stack order, MMX registers are counted from the first.
+            let top = cpu.vector.fx[3] >> 3 & 7;
+            let at = 32 + 16 * usize::from(n.wrapping_sub(top) & 7);
             sign(&cpu.vector.fx[at..at + 8])
         }
     }
@@ -154,8 +174,8 @@ fn selected(cpu: &Cpu, masked: Masked) -> u64 {
 fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec {
     let (offset, width) = offset(cpu, i);
     let set = selected(cpu, masked);
-    if plan.align > 1 {
-        let linear = cpu.linear(segment(i), offset, 1, plan.write)?;
+    if plan.align > 1 && set != 0 {
+        let linear = cpu.linear(cpu.memory_segment_number(i), offset, 1, plan.write)?;
         if linear & u64::from(plan.align - 1) != 0 {
             return Err(Fault::GP0);
         }
@@ -166,7 +186,7 @@ fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec
     let size = u64::from(masked.element);
     let first = u64::from(set.trailing_zeros()) * size;
     let end = u64::from(64 - set.leading_zeros()) * size;
-    let linear = cpu.linear(segment(i), offset.wrapping_add(first) & mask(width), end - first, plan.write)?;
+    let linear = cpu.linear(cpu.memory_segment_number(i), offset.wrapping_add(first) & mask(width), end - first, plan.write)?;
     match cpu.host(linear, end - first, plan.write)? {
         Host::Direct(at) => direct(cpu, i, plan, at.wrapping_sub(first as usize)),
         Host::Bounce => bounce_elements(cpu, i, plan, masked, set, linear.wrapping_sub(first)),

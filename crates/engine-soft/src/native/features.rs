@@ -131,6 +131,10 @@ pub fn offered(cpu: &Cpu, i: &Instruction) -> bool {
     if matches!(i.code(), Code::INVALID) {
         return false;
     }
+    // The two ways to call KVM; a guest takes that of the vendor which it sees, or tries both.
+    if matches!(i.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+        return true;
+    }
     i.cpuid_features().iter().all(|f| match need(*f) {
         Need::Always => true,
         Need::Bit(bit) => cpu.cpuid.has(bit),

@@ -88,23 +88,34 @@ pub fn is_x87(i: &Instruction) -> bool {
         || i.encoding() == EncodingKind::Legacy && name(i).starts_with('F') && i.mnemonic() != M::Femms
 }
 
+fn is_conversion(name: &str) -> bool {
+    name.starts_with("Cvt") || name.starts_with("Vcvt")
+}
+
+/// Whether `i` belongs to the vector unit even where it names no vector register: conversions from memory to a general register.
+pub fn is_vector_conversion(i: &Instruction) -> bool {
+    is_conversion(&name(i)) && !matches!(i.mnemonic(), M::Cvtpi2ps | M::Cvtpi2pd)
+}
+
 /// Whether `i`, which uses vector registers, may look at MXCSR: all but moves, integer and bit operations.
 pub fn uses_mxcsr(i: &Instruction) -> bool {
     const NEVER: [&str; 12] =
         ["Mov", "Vmov", "P", "Vp", "Aes", "Vaes", "Sha", "Vbroadcast", "Vextract", "Vinsert", "Unpck", "Vunpck"];
     let name = name(i);
-    !NEVER.iter().any(|n| name.starts_with(n))
+    is_conversion(&name) || !NEVER.iter().any(|n| name.starts_with(n))
 }
 
 /// Whether an EVEX memory operand under a mask is accessed as a whole (SDM volume 2, exception classes with "NF": no fault suppression).
-pub fn ignores_mask_for_faults(i: &Instruction) -> bool {
+pub fn ignores_mask_for_faults(i: &Instruction, write: bool) -> bool {
     let name = name(i);
-    const WHOLE: [&str; 22] = [
+    if write {
+        return name.starts_with("Vextract");
+    }
+    const WHOLE: [&str; 21] = [
         "Vperm", "Vpunpck", "Vunpck", "Vpshuf", "Vpack", "Vpalignr", "Valign", "Vshuf", "Vpmaddubsw", "Vpmaddwd", "Vpconflict",
         "Vmovddup", "Vmovshdup", "Vmovsldup", "Vpmultishift", "Vdbpsadbw", "Vgf2p8affine", "Vpsll", "Vpsra", "Vpsrl", "Vinsert",
-        "Vpshufbitqmb",
     ];
-    WHOLE.iter().any(|w| name.starts_with(w)) && !shifts_each(i)
+    WHOLE.iter().any(|w| name.starts_with(w)) && !shifts_each(i) && i.mnemonic() != M::Vpshufbitqmb
 }
 
 /// Shifts by an immediate or by a count for each element, whose memory operand is masked; those by one count read all of it.
@@ -119,7 +130,8 @@ fn shifts_each(i: &Instruction) -> bool {
 pub fn alignment(i: &Instruction, size: usize) -> u8 {
     let unaligned_legacy = matches!(
         i.mnemonic(),
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm | M::Pcmpestri64
+            | M::Pcmpestrm64 | M::Maskmovdqu
     );
     let aligned_move = matches!(
         i.mnemonic(),

@@ -21,7 +21,7 @@ mod checks;
 mod emit;
 mod enter;
 mod features;
-mod forms;
+pub mod forms;
 mod plan;
 mod signal;
 mod special;
@@ -39,13 +39,21 @@ use crate::native::emit::{Prepared, Width};
 use crate::native::plan::{Operand, Plan};
 
 pub use features::{host_features, offered};
-pub use special::{special, xsave_size};
+pub use special::{mxcsr_mask, normalize_x87, special, xsave_size};
 
 /// An instruction that has been made ready to run natively. It stays good for ever: one that has been forgotten is made anew when it is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thunk {
     index: u32,
     generation: u32,
+}
+
+/// Whether the host allows thunks.
+///
+/// # Errors
+/// It does not; the text says what to do.
+pub fn check_host() -> Result<(), EngineError> {
+    Area::new().map(drop)
 }
 
 /// A processor's thunks.

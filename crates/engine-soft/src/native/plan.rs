@@ -113,6 +113,8 @@ pub struct Registers {
     pub x87: bool,
     /// MMX registers.
     pub mmx: bool,
+    /// The vector unit takes part.
+    pub simd: bool,
     /// Status flags.
     pub flags: bool,
     /// MXCSR.
@@ -148,7 +150,8 @@ impl Registers {
         let touched = i.rflags_read() | i.rflags_modified();
         s.flags = touched & STATUS != 0;
         s.x87 = s.x87 || s.mmx || forms::is_x87(i);
-        s.mxcsr = s.vector != 0 && forms::uses_mxcsr(i);
+        s.simd = s.vector != 0 || forms::is_vector_conversion(i);
+        s.mxcsr = s.simd && forms::uses_mxcsr(i);
         s
     }
 
@@ -176,10 +179,10 @@ impl Registers {
         match i.encoding() {
             EncodingKind::EVEX => Unit::Avx512,
             EncodingKind::VEX if self.opmask != 0 => Unit::Avx512,
-            EncodingKind::VEX if self.vector != 0 => Unit::Avx,
+            EncodingKind::VEX if self.simd => Unit::Avx,
             EncodingKind::VEX => Unit::GeneralVex,
             _ if i.mnemonic() == M::Wait => Unit::Wait,
-            _ if self.vector != 0 => Unit::Sse,
+            _ if self.simd => Unit::Sse,
             _ if self.mmx || i.mnemonic() == M::Emms => Unit::Mmx,
             _ if self.x87 => Unit::X87,
             _ => Unit::General,
@@ -221,22 +224,29 @@ fn avx_masked(i: &Instruction) -> Option<Masked> {
         M::Vmaskmovpd | M::Vpmaskmovq => 8,
         _ => return None,
     };
-    let register = if i.op0_kind() == OpKind::Memory { i.op1_register() } else { i.op1_register() };
+    let register = i.op1_register();
     let count = (register.size() / element as usize) as u8;
     Some(Masked { select: Select::Sign(register.number() as u8), element, count })
 }
 
 fn opmask_masked(i: &Instruction, write: bool) -> Option<Masked> {
-    if i.encoding() != EncodingKind::EVEX || !i.has_op_mask() || !write && forms::ignores_mask_for_faults(i) {
+    if i.encoding() != EncodingKind::EVEX || !i.has_op_mask() || forms::ignores_mask_for_faults(i, write) {
         return None;
     }
     let k = i.op_mask().number() as u8;
     let size = i.memory_size();
     if size.is_broadcast() {
-        let whole = i.code().op_code().memory_size();
-        return Some(Masked { select: Select::OpmaskAny(k, whole.element_count() as u8), element: size.size() as u8, count: 1 });
+        let count = i.code().op_code().memory_size().size() / size.size().max(1);
+        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1 });
     }
-    let (element, count) = (size.element_size() as u8, size.element_count() as u8);
+    if format!("{:?}", i.mnemonic()).contains("broadcast") {
+        let count = i.op0_register().size() / size.element_size().max(1);
+        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1 });
+    }
+    // Where a broadcast is possible, its size is that of what a mask bit stands for; some read several smaller numbers each.
+    let operation = i.code().op_code();
+    let element = if operation.can_broadcast() { operation.broadcast_memory_size().size() } else { size.element_size() };
+    let (element, count) = (element as u8, (size.size() / element.max(1)) as u8);
     let packed = matches!(
         i.mnemonic(),
         M::Vpcompressb | M::Vpcompressw | M::Vpcompressd | M::Vpcompressq | M::Vcompressps | M::Vcompresspd | M::Vpexpandb

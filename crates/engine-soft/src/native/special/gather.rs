@@ -2,13 +2,12 @@
 //! element is clear (SDM volume 2, VGATHERDPS, VPSCATTERDD).
 
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};
-use umbra_x86::segment::sreg;
 
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Flow};
 use crate::native::checks;
 use crate::native::plan::Unit;
-use crate::operand::{mask, segment_number};
+use crate::operand::mask;
 
 /// The instruction taken apart.
 struct Shape {
@@ -45,7 +44,7 @@ impl Shape {
         let size = i.memory_size().size().clamp(4, 8);
         let count = (i.memory_index().size() / index_size).min(data.size() / size);
         Self {
-            segment: segment_number(i.memory_segment()).unwrap_or(sreg::DS),
+            segment: cpu.memory_segment_number(i),
             base: base(cpu, i),
             scale: u64::from(i.memory_index_scale()),
             address_bits: cpu.address_bits(i),

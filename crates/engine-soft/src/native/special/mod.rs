@@ -14,6 +14,7 @@ use iced_x86::{Code, OpCodeOperandKind};
 
 use crate::decode::Slow;
 
+pub use host::{mxcsr_mask, normalize_x87};
 pub use xsave::xsave_size;
 
 /// The handler of an instruction that is done in Rust.
