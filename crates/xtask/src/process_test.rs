@@ -40,3 +40,13 @@ fn dropping_kills() {
     drop(process);
     assert!(!std::path::Path::new(&format!("/proc/{id}")).exists(), "the child is still there");
 }
+
+#[test]
+fn processor_time_counts_descendants() {
+    let process =
+        shell("sh -c 'i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; exec sleep 100'; true");
+    let mut seen = Vec::new();
+    assert!(process.wait_for(LIMIT, &mut seen, |line| line == "done").is_some());
+    let used = process.cpu_seconds();
+    assert!((0.01..60.0).contains(&used), "{used}");
+}

@@ -38,3 +38,15 @@ fn the_total_of_straces_table_is_read_with_and_without_errors() {
     assert_eq!(total_calls("100.00    0.000123           1       77           total\n"), Some(77.0));
     assert_eq!(total_calls("killed\n"), None);
 }
+
+#[test]
+fn a_delayed_line_does_not_change_the_rate() {
+    let line = |tick: u64| {
+        let late = if tick == 10 { 300 } else { 0 };
+        let text = format!("guest: clock {tick} uptime {tick}.00 date 1");
+        Line { at: Duration::from_millis(tick * 1000 + late), text }
+    };
+    let lines: Vec<Line> = (1..=10).map(line).collect();
+    let rate = rate_of(&lines).expect("ten ticks");
+    assert!((rate - 1.0).abs() < 0.001, "{rate}");
+}
