@@ -5,6 +5,7 @@
 //! are looked up, so that the others never fault.
 
 use iced_x86::{Instruction, OpKind, Register};
+use umbra_x86::segment::sreg;
 
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
@@ -46,8 +47,18 @@ pub fn run(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
 }
 
 fn plain(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
+    if plan.align > 1 {
+        check_alignment(cpu, i, plan, cpu.effective_address(i))?;
+    }
     let linear = cpu.memory_operand(i, plan.len.into(), plan.write)?;
     whole(cpu, i, plan, linear, 0)
+}
+
+/// Alignment comes before everything else that may be wrong with an operand, and is always #GP.
+fn check_alignment(cpu: &Cpu, i: &Instruction, plan: &Plan, offset: u64) -> Exec {
+    let segment = cpu.memory_segment_number(i);
+    let base = if cpu.mode.code == 64 && segment < sreg::FS { 0 } else { cpu.seg[segment].base };
+    if base.wrapping_add(offset) & u64::from(plan.align - 1) != 0 { Err(Fault::GP0) } else { Ok(()) }
 }
 
 /// Whether an x87 instruction has met an exception that is not masked and keeps it from storing: all but precision.
@@ -69,9 +80,6 @@ fn nothing_to_store(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> bool {
 
 /// Runs on all of the operand at `linear`; the thunk is given an address `before` bytes lower.
 fn whole(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64) -> Exec {
-    if linear & u64::from(plan.align - 1) != 0 {
-        return Err(Fault::GP0);
-    }
     match cpu.host(linear, plan.len.into(), plan.write)? {
         Host::Direct(at) => direct(cpu, i, plan, at.wrapping_offset(-before as isize)),
         // Whatever was looked up before the world stood still is looked up again.
@@ -174,18 +182,17 @@ fn selected(cpu: &Cpu, masked: Masked) -> u64 {
 fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec {
     let (offset, width) = offset(cpu, i);
     let set = selected(cpu, masked);
-    if plan.align > 1 && set != 0 {
-        let linear = cpu.linear(cpu.memory_segment_number(i), offset, 1, plan.write)?;
-        if linear & u64::from(plan.align - 1) != 0 {
-            return Err(Fault::GP0);
-        }
+    if set != 0 {
+        check_alignment(cpu, i, plan, offset)?;
     }
-    if set == 0 {
+    if set == 0 && !masked.whole {
         return execute(cpu, i, plan, Buffer::EMPTY.address(64));
     }
     let size = u64::from(masked.element);
-    let first = u64::from(set.trailing_zeros()) * size;
-    let end = u64::from(64 - set.leading_zeros()) * size;
+    let (first, end) = match masked.whole {
+        true => (0, size * u64::from(masked.count)),
+        false => (u64::from(set.trailing_zeros()) * size, u64::from(64 - set.leading_zeros()) * size),
+    };
     let linear = cpu.linear(cpu.memory_segment_number(i), offset.wrapping_add(first) & mask(width), end - first, plan.write)?;
     match cpu.host(linear, end - first, plan.write)? {
         Host::Direct(at) => direct(cpu, i, plan, at.wrapping_sub(first as usize)),

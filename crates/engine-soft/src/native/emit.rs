@@ -185,7 +185,7 @@ impl Prepared {
             list.push(two_registers(gpr64(memory), Register::RSI));
         }
         let vector = Register::RAX;
-        if r.x87 || r.vector != 0 || r.opmask != 0 {
+        if r.x87 || r.mxcsr || r.vector != 0 || r.opmask != 0 {
             list.push(load64(vector, self.field(offset_of!(Cpu, vector))));
         }
         if r.x87 {

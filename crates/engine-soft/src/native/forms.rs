@@ -106,16 +106,19 @@ pub fn uses_mxcsr(i: &Instruction) -> bool {
 }
 
 /// Whether an EVEX memory operand under a mask is accessed as a whole (SDM volume 2, exception classes with "NF": no fault suppression).
-pub fn ignores_mask_for_faults(i: &Instruction, write: bool) -> bool {
+pub fn ignores_mask_for_faults(i: &Instruction) -> bool {
     let name = name(i);
-    if write {
-        return name.starts_with("Vextract");
-    }
-    const WHOLE: [&str; 21] = [
+    const WHOLE: [&str; 22] = [
         "Vperm", "Vpunpck", "Vunpck", "Vpshuf", "Vpack", "Vpalignr", "Valign", "Vshuf", "Vpmaddubsw", "Vpmaddwd", "Vpconflict",
         "Vmovddup", "Vmovshdup", "Vmovsldup", "Vpmultishift", "Vdbpsadbw", "Vgf2p8affine", "Vpsll", "Vpsra", "Vpsrl", "Vinsert",
+        "Vextract",
     ];
     WHOLE.iter().any(|w| name.starts_with(w)) && !shifts_each(i) && i.mnemonic() != M::Vpshufbitqmb
+}
+
+/// Whether `i` works on one complex number: two halves of which one mask bit decides.
+pub fn is_complex_scalar(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), M::Vfmulcsh | M::Vfcmulcsh | M::Vfmaddcsh | M::Vfcmaddcsh)
 }
 
 /// Shifts by an immediate or by a count for each element, whose memory operand is masked; those by one count read all of it.

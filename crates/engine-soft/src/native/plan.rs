@@ -52,6 +52,8 @@ pub struct Masked {
     pub element: u8,
     /// How many there are.
     pub count: u8,
+    /// All of the operand must be accessible nevertheless.
+    pub whole: bool,
 }
 
 /// How the memory operand is reached.
@@ -194,11 +196,11 @@ impl Registers {
 pub fn operand(i: &Instruction, registers: &Registers) -> Operand {
     let m = i.mnemonic();
     if matches!(m, M::Maskmovdqu | M::Vmaskmovdqu) {
-        let masked = Masked { select: Select::Sign(i.op2_register().number() as u8), element: 1, count: 16 };
+        let masked = Masked { select: Select::Sign(i.op2_register().number() as u8), element: 1, count: 16, whole: false };
         return Operand::Masked(masked);
     }
     if m == M::Maskmovq {
-        let masked = Masked { select: Select::SignMmx(i.op2_register().number() as u8), element: 1, count: 8 };
+        let masked = Masked { select: Select::SignMmx(i.op2_register().number() as u8), element: 1, count: 8, whole: false };
         return Operand::Masked(masked);
     }
     let Some(access) = registers.access else { return Operand::None };
@@ -226,26 +228,30 @@ fn avx_masked(i: &Instruction) -> Option<Masked> {
     };
     let register = i.op1_register();
     let count = (register.size() / element as usize) as u8;
-    Some(Masked { select: Select::Sign(register.number() as u8), element, count })
+    Some(Masked { select: Select::Sign(register.number() as u8), element, count, whole: false })
 }
 
 fn opmask_masked(i: &Instruction, write: bool) -> Option<Masked> {
-    if i.encoding() != EncodingKind::EVEX || !i.has_op_mask() || forms::ignores_mask_for_faults(i, write) {
+    if i.encoding() != EncodingKind::EVEX || !i.has_op_mask() || !write && forms::ignores_mask_for_faults(i) {
         return None;
     }
     let k = i.op_mask().number() as u8;
     let size = i.memory_size();
     if size.is_broadcast() {
         let count = i.code().op_code().memory_size().size() / size.size().max(1);
-        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1 });
+        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1, whole: false });
     }
     if format!("{:?}", i.mnemonic()).contains("broadcast") {
         let count = i.op0_register().size() / size.element_size().max(1);
-        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1 });
+        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1, whole: false });
     }
     // Where a broadcast is possible, its size is that of what a mask bit stands for; some read several smaller numbers each.
     let operation = i.code().op_code();
-    let element = if operation.can_broadcast() { operation.broadcast_memory_size().size() } else { size.element_size() };
+    let element = match () {
+        () if operation.can_broadcast() => operation.broadcast_memory_size().size(),
+        () if forms::is_complex_scalar(i) => size.size(),
+        () => size.element_size(),
+    };
     let (element, count) = (element as u8, (size.size() / element.max(1)) as u8);
     let packed = matches!(
         i.mnemonic(),
@@ -253,7 +259,8 @@ fn opmask_masked(i: &Instruction, write: bool) -> Option<Masked> {
             | M::Vpexpandw | M::Vpexpandd | M::Vpexpandq | M::Vexpandps | M::Vexpandpd
     );
     let select = if packed { Select::OpmaskPacked(k) } else { Select::Opmask(k) };
-    (size != MemorySize::Unknown).then_some(Masked { select, element, count })
+    let whole = write && forms::ignores_mask_for_faults(i);
+    (size != MemorySize::Unknown).then_some(Masked { select, element, count, whole })
 }
 
 /// Whether the operand is read, and whether it is written.
