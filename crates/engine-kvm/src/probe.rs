@@ -95,9 +95,12 @@ const IDT: u64 = 0x5000;
 const DATA: u64 = 0x6000;
 const CODE: u64 = 0x8000;
 const HANDLER: u64 = 0x9000;
+/// The handler's last instruction.
+const IRETQ: u64 = HANDLER + 8;
 const STACK: u64 = 0x10000;
 const MEMORY_LEN: u64 = 0x20000;
 const VECTOR: u64 = 0x30;
+const DEBUG: u64 = 1;
 
 /// In the data page: operands and results.
 const VECTOR_SUM: u64 = DATA + 0x10;
@@ -221,8 +224,11 @@ fn memory() -> Result<Memory, umbra_memory::MemoryError> {
     words(PDPT, &[PD | 3])?;
     words(PD, &[0xe3])?;
     words(GDT, &[0, CODE_DESCRIPTOR, DATA_DESCRIPTOR])?;
-    let gate = HANDLER & 0xffff | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32 | (HANDLER >> 16) << 48;
-    words(IDT + 16 * VECTOR, &[gate, 0])?;
+    let gate = |to: u64| to & 0xffff | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32 | (to >> 16) << 48;
+    words(IDT + 16 * VECTOR, &[gate(HANDLER), 0])?;
+    // A debug exception that nobody asked for is passed over, as kernels do: an emulated SVM raises one after a fault on the stack
+    // when its KVM uses shadow paging.
+    words(IDT + 16 * DEBUG, &[gate(IRETQ), 0])?;
     words(DATA, &[3, 5])?;
     memory.write(CODE, PROGRAM)?;
     memory.write(HANDLER, HANDLER_PROGRAM)?;

@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VmFd};
 use umbra_device::{Msi, MsiSink};
 use umbra_engine::{Doorbells, EngineError, IrqEvents, PIN_COUNT, Vcpu, VcpuSpec, Vm, VmSpec};
-use umbra_memory::Memory;
+use umbra_memory::{Memory, Region};
 use umbra_x86::cpuid::CpuidTable;
 
 use crate::cpuid::{self, XsaveLayout};
@@ -55,6 +55,10 @@ impl KvmVm {
         supported: CpuidTable,
     ) -> Result<Self, EngineError> {
         let VmSpec { memory, clock, vcpus_max } = spec;
+        let overlaps = |r: &Region| r.gpa() < RESERVED.end && r.gpa() + r.len() > RESERVED.start;
+        if memory.regions().any(|(r, _)| overlaps(r)) {
+            return Err(EngineError::Internal(format!("guest memory lies in KVM's own {RESERVED:x?}")));
+        }
         let fd = Arc::new(fd);
         if caps.identity_map {
             let done = fd.set_identity_map_address(RESERVED.start).map_err(io::Error::from);

@@ -15,13 +15,15 @@ pub(crate) fn from_kvm(e: &kvm_vcpu_events) -> Events {
         error: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
     });
     let shadow = u32::from(e.interrupt.shadow);
+    // AMD's processors have one shadow, which KVM reports as both; the one of MOV SS holds off more, and so breaks nothing.
+    let mov_ss_shadow = shadow & KVM_X86_SHADOW_INT_MOV_SS != 0;
     let interrupt = (e.interrupt.injected != 0).then_some(e.interrupt.nr);
     Events {
         exception,
         interrupt,
         interrupt_soft: interrupt.is_some() && e.interrupt.soft != 0,
-        sti_shadow: shadow & KVM_X86_SHADOW_INT_STI != 0,
-        mov_ss_shadow: shadow & KVM_X86_SHADOW_INT_MOV_SS != 0,
+        sti_shadow: shadow & KVM_X86_SHADOW_INT_STI != 0 && !mov_ss_shadow,
+        mov_ss_shadow,
         nmi_pending: e.nmi.pending != 0 || e.nmi.injected != 0,
         // An NMI whose delivery was cut short begins again; until then none is being handled.
         nmi_masked: e.nmi.masked != 0 && e.nmi.injected == 0,

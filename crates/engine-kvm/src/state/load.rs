@@ -137,11 +137,14 @@ fn load_msrs(vcpu: &KvmVcpu, state: &CpuState) -> Result<(), EngineError> {
     // Writing it writes guest memory, and right only once the clock is: `start_time` does.
     let (wall_clock, values): (Vec<_>, Vec<_>) =
         values.into_iter().partition(|m| m.0 == msr::KVM_WALL_CLOCK_NEW && m.1 != 0);
+    // What is there already is not written: KVM logs writes of registers that it only half has.
+    let numbers: Vec<u32> = values.iter().map(|m| m.0).collect();
+    let now = msrs::read(&vcpu.fd, &numbers).map_err(EngineError::host("KVM_GET_MSRS"))?;
+    let values: Vec<_> = values.into_iter().filter(|m| !now.contains(m)).collect();
     let mut rest = values.as_slice();
     while let Some(at) = msrs::write(&vcpu.fd, rest).map_err(EngineError::host("KVM_SET_MSRS"))? {
         let (number, value) = rest[at];
-        let untouched = available.contains(&(number, value)) && !state.msrs.iter().any(|m| m.0 == number);
-        if value != 0 && !untouched {
+        if value != 0 {
             let name = msrs::name(number);
             return Err(EngineError::State(format!("KVM refuses {value:#x} for {name}")));
         }

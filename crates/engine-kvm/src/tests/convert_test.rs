@@ -136,7 +136,6 @@ mod pending {
             exception: Some(Event { vector: 14, error: Some(6) }),
             interrupt: Some(0x31),
             interrupt_soft: true,
-            sti_shadow: true,
             mov_ss_shadow: true,
             nmi_pending: true,
             nmi_masked: true,
@@ -144,6 +143,10 @@ mod pending {
         };
         assert_eq!(from_kvm(&to_kvm(&all)), all);
         assert_eq!(from_kvm(&to_kvm(&Events::default())), Events::default());
+        let sti = Events { sti_shadow: true, ..Events::default() };
+        assert_eq!(from_kvm(&to_kvm(&sti)), sti);
+        let both = Events { mov_ss_shadow: true, ..sti };
+        assert_eq!(from_kvm(&to_kvm(&both)), Events { sti_shadow: false, ..both });
     }
 
     #[test]

@@ -165,6 +165,10 @@ pub(super) const ROM: u64 = 0xc0000;
 
 impl Guest {
     pub(super) fn new(engine: &KvmEngine, vcpus: u32) -> Self {
+        Self::with_cpuid(engine, vcpus, &engine.supported_cpuid().unwrap())
+    }
+
+    pub(super) fn with_cpuid(engine: &KvmEngine, vcpus: u32, cpuid: &CpuidTable) -> Self {
         let region =
             |gpa, len, kind| Region::map(gpa, len, kind, Backing::memfd(c"guest", len).unwrap()).unwrap();
         let regions = vec![region(0, LOW_LEN, RegionKind::Ram), region(ROM, 0x1000, RegionKind::Rom)];
@@ -172,7 +176,7 @@ impl Guest {
         let clock = Clock::new();
         let spec = VmSpec { memory: Arc::clone(&memory), clock: clock.clone(), vcpus_max: vcpus };
         let vm = engine.create_vm(spec).unwrap();
-        let cpuid = engine.supported_cpuid().unwrap();
+        let cpuid = cpuid.clone();
         let vcpus =
             (0..vcpus).map(|id| vm.create_vcpu(VcpuSpec { id, cpuid: cpuid.clone() }).unwrap()).collect();
         Self { memory, clock, vm, vcpus, cpuid }

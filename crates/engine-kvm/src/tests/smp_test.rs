@@ -41,15 +41,16 @@ fn a_processor_starts_another_and_they_talk() {
     assert_eq!(io.take(), [Did::Out(0x81, vec![1]), Did::Out(0x41, vec![0x41])]);
     let code = guest.vcpus[1].save().unwrap().segments[1].0;
     assert_eq!((code.selector, code.base), (0x900, 0x9000));
-    // By and by the second comes to its HLT, and a kick leaves it there.
-    let halted = (0..200).any(|_| {
+    // By and by the second comes to its HLT, and a kick leaves it there. (To enter from another thread can take KVM many milliseconds.)
+    let halted = (0..60).any(|round| {
         guest.run(&io, |_| {
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(2 * round));
             io.stop();
         });
         guest.vcpus[1].save().unwrap().run_state == RunState::Halted
     });
-    assert!(halted);
+    let state = guest.vcpus[1].save().unwrap();
+    assert!(halted, "{state:x?}");
 }
 
 #[test]

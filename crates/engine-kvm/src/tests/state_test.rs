@@ -1,6 +1,7 @@
 //! Saving and loading: a processor goes on in another machine as if nothing had happened.
 
 use umbra_engine::{CpuState, Engine, EngineError, Halt, SavedSegment, VcpuSpec, xcomp};
+use umbra_state::Saved;
 use umbra_x86::cpuid::feature;
 use umbra_x86::msr;
 use umbra_x86::segment::Segment;
@@ -66,7 +67,7 @@ fn busy_user_state(guest: &Guest) -> CpuState {
     state.dr = [1, 2, 3, 4];
     state.cr2 = 0xdead_0000;
     let msrs = [
-        (msr::IA32_SYSENTER_EIP, 0xffff_8000_0000_1234),
+        (msr::IA32_SYSENTER_EIP, 0x1234), // AMD's processors keep 32 bits
         (msr::IA32_LSTAR, 0xffff_8000_0000_4321),
         (msr::IA32_STAR, 0x23_0010_0000_0000),
         (msr::IA32_FMASK, 0x4_7700),
@@ -86,7 +87,7 @@ fn everything_that_is_loaded_is_saved() {
     write_page_tables(&guest);
     let mut state = busy_user_state(&guest);
     state.events.nmi_masked = true;
-    state.events.sti_shadow = true;
+    state.events.mov_ss_shadow = true;
     let vcpu = &mut guest.vcpus[0];
     vcpu.load(&state).unwrap();
     let mut back = vcpu.save().unwrap();
@@ -275,4 +276,35 @@ fn a_triple_fault_ends_the_run() {
     guest.start();
     let halts = guest.run_to_halts(&Io::default(), |_| ());
     assert!(matches!(halts[..], [Halt::TripleFault]), "{halts:?}");
+}
+
+/// A saved processor comes from a file that anybody may have changed: it is refused or it runs, and nothing else happens.
+#[test]
+fn damaged_state_is_refused_or_runs() {
+    let Some(engine) = engine("damaged_state_is_refused_or_runs") else { return };
+    let mut guest = Guest::new(&engine, 1);
+    write_page_tables(&guest);
+    guest.memory.write(CODE, &[0xeb, 0xfe]).unwrap();
+    let good = busy_user_state(&guest).to_record("cpu0");
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let (mut loaded, io) = (0, Io::default());
+    let kicker = guest.vcpus[0].kicker();
+    for _ in 0..1500 {
+        let mut record = good.clone();
+        for _ in 0..3 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let at = (random >> 8) as usize % record.bytes.len();
+            record.bytes[at] ^= random as u8;
+        }
+        let Ok(state) = CpuState::from_record(&record) else { continue };
+        if guest.vcpus[0].load(&state).is_ok() {
+            loaded += 1;
+            kicker.kick();
+            let _ = guest.vcpus[0].run(&io);
+            let _ = guest.vcpus[0].save().unwrap();
+        }
+    }
+    assert!(loaded > 20, "{loaded}");
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use umbra_engine::Engine;
+use umbra_x86::cpuid::feature;
 use umbra_x86::msr;
 
 use super::guest::{CODE, Did, Guest, Io, WAIT, engine, real_mode_state, skip, write_handler, wrmsr};
@@ -135,4 +137,74 @@ fn a_counting_apic_timer_moves_to_another_machine() {
         io.wait_for(&Did::Out(0x43, vec![0x43]), 1);
         io.stop();
     });
+}
+
+/// The structure through which KVM tells a guest the time (Linux, "KVM-specific MSRs"), read as the guest would.
+fn kvm_clock(guest: &mut Guest, at: u64) -> u64 {
+    let tsc = guest.vcpus[0].save().unwrap().tsc;
+    let [_, stamp, time, scale] = [0, 8, 16, 24].map(|offset| guest.word(at + offset));
+    let (multiplier, shift) = (scale & 0xffff_ffff, (scale >> 32) as i8);
+    let ticks = tsc.wrapping_sub(stamp);
+    let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
+    time + ((u128::from(ticks) * u128::from(multiplier)) >> 32) as u64
+}
+
+#[test]
+fn the_guests_clock_is_the_machines() {
+    let Some(engine) = engine("the_guests_clock_is_the_machines") else { return };
+    let mut guest = Guest::real_mode(&engine, &[0xe6, 0xf4, 0xeb, 0xfc]); // out f4h, al; jmp
+    guest.stop();
+    let mut state = guest.vcpus[0].save().unwrap();
+    state.set_msr(msr::KVM_SYSTEM_TIME_NEW, 0x6001);
+    state.set_msr(msr::KVM_WALL_CLOCK_NEW, 0x6100);
+    guest.vcpus[0].load(&state).unwrap();
+    const AN_HOUR: u64 = 3_600_000_000_000;
+    guest.clock.set(AN_HOUR);
+    guest.start();
+    let io = Io::default();
+    for pause in [0, 200] {
+        guest.stop();
+        std::thread::sleep(Duration::from_millis(pause));
+        guest.start();
+        guest.run(&io, |_| ());
+        let (clock, machine) = (kvm_clock(&mut guest, 0x6000), guest.clock.now());
+        assert!(machine >= AN_HOUR && machine.abs_diff(clock) < 60_000_000, "{clock} and {machine}");
+    }
+    let wall = guest.word(0x6104);
+    let booted = (wall & 0xffff_ffff) * 1_000_000_000 + (wall >> 32);
+    let real = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    let now = booted + guest.clock.now();
+    assert!(real.abs_diff(now) < 1_500_000_000, "the guest takes {now} for {real}");
+    let state = guest.vcpus[0].save().unwrap();
+    assert_eq!(
+        (state.msr(msr::KVM_SYSTEM_TIME_NEW), state.msr(msr::KVM_WALL_CLOCK_NEW)),
+        (Some(0x6001), Some(0x6100))
+    );
+}
+
+#[test]
+fn another_frequency_is_scaled_or_refused_or_harmless() {
+    let Some(engine) = engine("another_frequency_is_scaled_or_refused_or_harmless") else { return };
+    let mut cpuid = engine.supported_cpuid().unwrap();
+    let can_scale = kvm_ioctls::Kvm::new().unwrap().check_extension(kvm_ioctls::Cap::TscControl);
+    for invariant in [true, false] {
+        if invariant && !cpuid.has(feature::INVARIANT_TSC) {
+            skip("another_frequency_is_scaled_or_refused_or_harmless", "this KVM shows no invariant TSC");
+            continue;
+        }
+        cpuid.set_feature(feature::INVARIANT_TSC, invariant);
+        let mut vcpu = Guest::with_cpuid(&engine, 1, &cpuid).vcpus.remove(0);
+        let mut state = vcpu.save().unwrap();
+        let khz = state.tsc_khz;
+        state.tsc_khz = khz + khz / 10_000; // 100 ppm
+        vcpu.load(&state).unwrap();
+        state.tsc_khz = khz - khz / 100;
+        match vcpu.load(&state) {
+            Ok(()) => {
+                assert!(can_scale || !invariant);
+                assert_eq!(vcpu.save().unwrap().tsc_khz, state.tsc_khz, "what the guest was told stays");
+            }
+            Err(e) => assert!(invariant && !can_scale && e.to_string().contains("invariant"), "{e}"),
+        }
+    }
 }
