@@ -9,6 +9,7 @@ use crate::cpu::Cpu;
 use crate::exec::{self, Op};
 use crate::fault::{Exec, Fault};
 use crate::mmu::{Fetch, copy_out};
+use crate::vm::count;
 
 /// Bytes of code that a block may be made of.
 const BYTES_MAX: usize = 512;
@@ -187,6 +188,7 @@ impl Cpu {
         let block = self.cache.push(Parts { block, ops: &mut ops, instructions: &kept }, passing);
         self.cache.ops = ops;
         self.cache.instructions = kept;
+        self.counters.add(count::BLOCKS_DECODED, 1);
         block
     }
 

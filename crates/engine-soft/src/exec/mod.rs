@@ -23,6 +23,8 @@ mod run;
 mod shift;
 mod slow;
 mod stack;
+#[cfg(test)]
+mod test;
 
 use crate::fault::Fault;
 
@@ -60,6 +62,8 @@ pub struct Fast {
     pub instructions: u64,
     /// Status flags; see `exec::flags`.
     pub(crate) status: u16,
+    /// Blocks until the timer is looked at.
+    pub(crate) timer_blocks: u32,
     /// What must be seen to after the instruction; see `mmu::event`.
     pub(crate) event: u32,
     /// What the last handler raised.
@@ -81,6 +85,7 @@ impl Default for Fast {
             rip_max: u64::MAX,
             instructions: 0,
             status: 0,
+            timer_blocks: 0,
             event: 0,
             fault: Fault::UD,
             stopped_world: false,

@@ -10,7 +10,7 @@ use crate::decode::{Block, Link};
 use crate::fault::{Exec, Fault};
 use crate::operand::is_canonical;
 use crate::sys::{self, debug};
-use crate::vm::{Port, attention};
+use crate::vm::{Port, attention, count, host_tsc};
 
 /// Why [`run`] returned; always at an instruction boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,22 @@ fn attend(cpu: &mut Cpu, port: &Port) -> Option<Stop> {
     }
     let interrupt = cpu.interrupt_hint && cpu.flag(Rflags::IF) && cpu.shadow == Shadow::None;
     let nmi = cpu.nmi_pending && !cpu.nmi_masked && cpu.shadow != Shadow::MovSs;
-    (bits & !OWN != 0 || interrupt || nmi).then_some(Stop::Attention)
+    let timer = timer_is_due(cpu);
+    (bits & !OWN != 0 || interrupt || nmi || timer).then_some(Stop::Attention)
+}
+
+/// Blocks between two looks at the time-stamp counter, which takes longer than most blocks.
+const TIMER_BLOCKS: u32 = 256;
+
+/// Whether the local APIC's timer goes off. Looks only now and then.
+#[inline(always)]
+fn timer_is_due(cpu: &mut Cpu) -> bool {
+    cpu.fast.timer_blocks = cpu.fast.timer_blocks.wrapping_sub(1);
+    if cpu.fast.timer_blocks <= TIMER_BLOCKS {
+        return false;
+    }
+    cpu.fast.timer_blocks = TIMER_BLOCKS;
+    host_tsc() >= cpu.timer_at
 }
 
 /// Runs blocks until one ends in a way after which more must be looked at than where to go on.
@@ -72,6 +87,9 @@ fn run_blocks(cpu: &mut Cpu, port: &Port) -> Result<(), Stop> {
     loop {
         if port.wanted() {
             return Ok(());
+        }
+        if timer_is_due(cpu) {
+            return Err(Stop::Attention);
         }
         // SAFETY: `find_block` and links give blocks that stay until the cache is emptied; see `follow`.
         if !unsafe { (*block).is_current() } {
@@ -139,6 +157,7 @@ fn follow(cpu: &mut Cpu, block: *mut Block, exit: Exit, start: u64) -> Exec<*mut
 fn deliver(cpu: &mut Cpu, fault: Fault) -> Result<(), Stop> {
     cpu.settle();
     cpu.fast.event = 0;
+    cpu.counters.add(count::EXCEPTIONS, 1);
     let delivered = sys::deliver_fault(cpu, fault);
     cpu.fast.event = 0;
     cpu.unsettle();

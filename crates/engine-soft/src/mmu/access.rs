@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
 use crate::operand::is_canonical;
 use crate::sys;
-use crate::vm::hooks;
+use crate::vm::{count, hooks};
 
 /// Bytes that a device is asked for at once at most.
 const MMIO_MAX: usize = 64;
@@ -218,6 +218,7 @@ impl Cpu {
         } else if page.gpa >> 12 == self.tlb.apic_page {
             hooks::apic_mmio_read(self, (page.gpa & 0xfff) as u32, data);
         } else {
+            self.counters.add(count::MMIO, 1);
             let gpas = (page.gpa..).step_by(MMIO_MAX);
             gpas.zip(data.chunks_mut(MMIO_MAX)).for_each(|(gpa, piece)| self.with_io(|io| io.mmio_read(gpa, piece)));
         }
@@ -231,6 +232,7 @@ impl Cpu {
         } else if page.gpa >> 12 == self.tlb.apic_page {
             hooks::apic_mmio_write(self, (page.gpa & 0xfff) as u32, data);
         } else {
+            self.counters.add(count::MMIO, 1);
             let gpas = (page.gpa..).step_by(MMIO_MAX);
             gpas.zip(data.chunks(MMIO_MAX)).for_each(|(gpa, piece)| self.with_io(|io| io.mmio_write(gpa, piece)));
         }
@@ -243,6 +245,7 @@ impl Cpu {
         tracker.set_dirty(offset);
         if tracker.code_page(offset).is_some_and(|code| code.written(offset, len)) {
             self.fast.event |= event::CODE;
+            self.counters.add(count::CODE_INVALIDATIONS, 1);
         }
     }
 }

@@ -10,6 +10,7 @@ use super::physical::Tables;
 use super::tlb::{ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, ROM, WRITABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
+use crate::vm::count;
 
 /// Where one linear address is.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +57,7 @@ impl Cpu {
         let writable = t.dirty && self.tlb.paging.allows(&t, access);
         let frame = t.gpa & !0xfff | if writable { WRITABLE } else { 0 } | if rom { ROM } else { 0 };
         let addend = (host as u64).wrapping_sub(linear);
+        self.counters.add(count::TLB_FILLS, 1);
         self.tlb.entries[index] = Entry { read: tag, write: 0, addend, frame };
         if write {
             self.allow_writes(index, tag, page);

@@ -146,6 +146,3 @@ impl Cpu {
     }
 }
 
-#[cfg(test)]
-#[path = "world_test.rs"]
-mod world_test;
