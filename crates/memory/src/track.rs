@@ -50,11 +50,13 @@ impl CodePage {
     }
 
     /// Whether a translator has code of this page.
+    #[inline]
     pub fn has_code(&self) -> bool {
         self.granules.load(Ordering::SeqCst) != 0
     }
 
     /// The version of the page's code: a translation noted under another one is void.
+    #[inline]
     pub fn version(&self) -> u32 {
         self.version.load(Ordering::Acquire)
     }

@@ -82,10 +82,6 @@ pub(crate) fn cmpxchg_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Exit {
         cpu.set(op.a, b);
     } else {
         cpu.set((RAX * 8) as u8, a);
-        if T::BITS == 32 {
-            // The destination is written back, which clears its upper half.
-            cpu.set(op.a, a);
-        }
     }
     op.next(cpu)
 }
