@@ -13,12 +13,24 @@
 //! | `exec` | handlers of the common instructions, the run loop |
 //! | `native` | thunks: one instruction run by the host's processor |
 //! | `sys` | segments, interrupts, tasks, control registers, MSRs, CPUID |
-//! | `vm` | the machine: processors, local APICs, time, saved state |
+//! | `vm` | the machine: processors, local APICs, time |
+//! | `engine`, `vcpu`, `state` | what `umbra-engine` asks for; saved state |
 
 mod cpu;
+mod engine;
 mod fault;
 mod operand;
 mod decode;
 mod exec;
 mod mmu;
+mod native;
+mod state;
+mod sys;
+mod vcpu;
 mod vm;
+
+#[cfg(test)]
+mod fixture;
+
+pub use engine::SoftEngine;
+pub use native::offers;

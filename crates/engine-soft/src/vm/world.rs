@@ -124,7 +124,11 @@ impl Cpu {
         drop(world.wait(guard, || shared.others(self.id).any(|port| port.inside.load(Ordering::SeqCst))));
         self.fast.stopped_world = true;
         self.fast.inside_before = inside;
-        if shared.ports.get(self.id as usize).is_some_and(|p| p.attention.load(Ordering::SeqCst) & attention::FLUSH_WRITES != 0) {
+        if shared
+            .ports
+            .get(self.id as usize)
+            .is_some_and(|p| p.attention.load(Ordering::SeqCst) & attention::FLUSH_WRITES != 0)
+        {
             self.tlb.forget_writes();
         }
     }
@@ -145,4 +149,3 @@ impl Cpu {
         shared.world.changed.notify_all();
     }
 }
-

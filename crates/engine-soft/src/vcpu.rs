@@ -1,0 +1,132 @@
+//! A virtual processor as `umbra-engine` has it: the loop around the interpreter.
+
+use std::mem::transmute;
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
+
+use umbra_engine::{Counters, CpuIo, CpuState, EngineError, Halt, Kicker, RunState, Vcpu, VcpuSpec};
+
+use crate::cpu::Cpu;
+use crate::exec::{self, Stop};
+use crate::state;
+use crate::vm::{Shared, attention, count};
+
+/// A processor under the software engine.
+pub struct SoftVcpu {
+    cpu: Box<Cpu>,
+}
+
+impl SoftVcpu {
+    /// Processor `spec.id` in its state at power-on.
+    ///
+    /// # Errors
+    /// The machine has no such processor, or has it already; the host has no executable memory.
+    pub(crate) fn new(shared: Arc<Shared>, spec: VcpuSpec) -> Result<Self, EngineError> {
+        let VcpuSpec { id, cpuid } = spec;
+        let count = shared.ports.len();
+        let port = shared.ports.get(id as usize);
+        let port = port.ok_or_else(|| {
+            EngineError::Internal(format!("processor {id} of a machine that has at most {count}"))
+        })?;
+        if !port.take() {
+            return Err(EngineError::Internal(format!("processor {id} exists already")));
+        }
+        // From here on `Drop` gives the port back.
+        match Cpu::new(shared.clone(), id, cpuid) {
+            Ok(cpu) => Ok(Self { cpu }),
+            Err(e) => {
+                port.give_back();
+                Err(e)
+            }
+        }
+    }
+}
+
+impl Drop for SoftVcpu {
+    fn drop(&mut self) {
+        self.cpu.port().give_back();
+    }
+}
+
+/// A processor while `run` is on the stack.
+struct Running<'a> {
+    cpu: &'a mut Cpu,
+}
+
+impl<'a> Running<'a> {
+    fn new(cpu: &'a mut Cpu, io: &'a dyn CpuIo) -> Self {
+        // SAFETY: only the lifetime changes. The reference is forgotten when this value is dropped, before it ends.
+        cpu.io = Some(unsafe { transmute::<NonNull<dyn CpuIo + 'a>, NonNull<dyn CpuIo>>(NonNull::from(io)) });
+        Self { cpu }
+    }
+
+    fn run(&mut self) -> Halt {
+        let cpu = &mut *self.cpu;
+        cpu.refresh_time();
+        loop {
+            if cpu.attend() {
+                return Halt::Stopped;
+            }
+            if cpu.run_state != RunState::WaitForSipi && cpu.deliver_events().is_err() {
+                return Halt::TripleFault;
+            }
+            if cpu.run_state != RunState::Running {
+                cpu.wait();
+                continue;
+            }
+            match exec::run(cpu) {
+                Stop::Attention | Stop::Wait => {}
+                Stop::TripleFault => return Halt::TripleFault,
+                Stop::Debug => return Halt::Debug,
+            }
+            cpu.publish_counts();
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.cpu.io = None;
+        self.cpu.publish_counts();
+    }
+}
+
+impl Cpu {
+    /// Adds what the interpreter counted by itself to the counters that everybody can read.
+    fn publish_counts(&mut self) {
+        let n = std::mem::take(&mut self.fast.instructions);
+        self.counters.add(count::INSTRUCTIONS, n);
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, io: &dyn CpuIo) -> Halt {
+        Running::new(&mut self.cpu, io).run()
+    }
+
+    fn kicker(&self) -> Kicker {
+        // Weak, so that a kicker that somebody keeps does not keep the machine's memory.
+        let (shared, id): (Weak<Shared>, _) = (Arc::downgrade(&self.cpu.shared), self.cpu.id as usize);
+        Kicker::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.ports[id].signal(attention::KICK);
+            }
+        })
+    }
+
+    fn save(&mut self) -> Result<CpuState, EngineError> {
+        Ok(state::save(&self.cpu))
+    }
+
+    fn load(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        state::load(&mut self.cpu, state)
+    }
+
+    fn counters(&self) -> Arc<Counters> {
+        self.cpu.counters.clone()
+    }
+}
+
+#[cfg(test)]
+#[path = "vcpu_test/mod.rs"]
+mod vcpu_test;

@@ -1,0 +1,1 @@
+//! Small guests, through the interface of `umbra-engine`.
