@@ -189,8 +189,7 @@ fn another_frequency_is_scaled_or_refused_or_harmless() {
     let can_scale = kvm_ioctls::Kvm::new().unwrap().check_extension(kvm_ioctls::Cap::TscControl);
     for invariant in [true, false] {
         if invariant && !cpuid.has(feature::INVARIANT_TSC) {
-            skip("another_frequency_is_scaled_or_refused_or_harmless", "this KVM shows no invariant TSC");
-            continue;
+            continue; // nobody can be promised one here
         }
         cpuid.set_feature(feature::INVARIANT_TSC, invariant);
         let mut vcpu = Guest::with_cpuid(&engine, 1, &cpuid).vcpus.remove(0);
