@@ -114,30 +114,31 @@ fn need(f: F) -> Need {
 }
 
 /// What a processor without the feature executes as a no-operation.
-pub fn is_nop_without_feature(i: &Instruction) -> bool {
+pub fn is_nop_without_feature(m: Mnemonic) -> bool {
     use Mnemonic as M;
-    matches!(i.mnemonic(), M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq | M::Cldemote)
+    matches!(m, M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq | M::Cldemote)
 }
 
 /// Whether the guest of `cpu` is shown what `i` needs; if not, `i` raises #UD.
 pub fn offered(cpu: &Cpu, i: &Instruction) -> bool {
-    if is_nop_without_feature(i) {
-        return true;
+    offers(&cpu.cpuid, i.code())
+}
+
+/// Whether a processor that shows `cpuid` executes instructions of this form, rather than raise #UD.
+pub fn offers(cpuid: &CpuidTable, code: Code) -> bool {
+    let m = code.mnemonic();
+    match m {
+        Mnemonic::INVALID => return false,
+        // LZCNT and TZCNT are BSR and BSF with a meaningless prefix to a processor that has not got them.
+        Mnemonic::Tzcnt | Mnemonic::Lzcnt => return true,
+        // The two ways to call KVM; a guest takes that of the vendor which it sees, or tries both.
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => return true,
+        _ if is_nop_without_feature(m) => return true,
+        _ => {}
     }
-    // LZCNT and TZCNT are BSR and BSF with a meaningless prefix to a processor that has not got them.
-    if matches!(i.mnemonic(), Mnemonic::Tzcnt | Mnemonic::Lzcnt) {
-        return true;
-    }
-    if matches!(i.code(), Code::INVALID) {
-        return false;
-    }
-    // The two ways to call KVM; a guest takes that of the vendor which it sees, or tries both.
-    if matches!(i.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
-        return true;
-    }
-    i.cpuid_features().iter().all(|f| match need(*f) {
+    code.cpuid_features().iter().all(|f| match need(*f) {
         Need::Always => true,
-        Need::Bit(bit) => cpu.cpuid.has(bit),
+        Need::Bit(bit) => cpuid.has(bit),
         Need::Never => false,
     })
 }

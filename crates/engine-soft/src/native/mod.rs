@@ -21,7 +21,7 @@ mod checks;
 mod emit;
 mod enter;
 mod features;
-pub mod forms;
+mod forms;
 mod plan;
 mod signal;
 mod special;
@@ -38,7 +38,7 @@ use crate::native::area::Area;
 use crate::native::emit::{Prepared, Width};
 use crate::native::plan::{Operand, Plan};
 
-pub use features::{host_features, offered};
+pub use features::{host_features, offered, offers};
 pub use special::{mxcsr_mask, normalize_x87, special, xsave_size};
 
 /// An instruction that has been made ready to run natively. It stays good for ever: one that has been forgotten is made anew when it is run.
