@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,8 +71,8 @@ fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)>
     let (link, theirs) = Link::pair().context("cannot make the worker's socket")?;
     let mut process = Process::new("/proc/self/exe");
     process.arg("worker").arg(std::process::id().to_string()).stdin(Stdio::from(theirs)).stdout(Stdio::null());
-    // Nothing of the user's environment is the worker's business.
-    process.env_clear();
+    // Nothing of the user's environment is the worker's business, and signals from the terminal are the broker's.
+    process.env_clear().process_group(0);
     let worker = process.spawn().context("cannot start the machine's process")?;
     drop(process);
     let console = OwnedFd::from(console);
