@@ -129,7 +129,7 @@ fn write_cr3(cpu: &mut Cpu, value: u64) -> Exec {
 }
 
 /// The bits of CR4 that the processor has. Virtual-8086 extensions, VMX, SMX, CET and PKS are never offered.
-fn cr4_supported(cpu: &Cpu) -> Cr4 {
+pub(crate) fn cr4_supported(cpu: &Cpu) -> Cr4 {
     let always = Cr4::TSD | Cr4::PCE;
     let by_feature = [
         (Cr4::DE, feature::DE),
@@ -244,7 +244,7 @@ pub(super) fn invpcid(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
 }
 
 /// Whether XCR0 may be `value` (SDM volume 1, "Enabling the XSAVE Feature Set and XSAVE-Enabled Features").
-fn is_valid_xcr0(cpu: &Cpu, value: u64) -> bool {
+pub(crate) fn is_valid_xcr0(cpu: &Cpu, value: u64) -> bool {
     let offered = cpu.cpuid.get(0xd, 0).map_or(1, |e| u64::from(e.eax) | u64::from(e.edx) << 32);
     let bit = |n: u32| value >> n & 1 != 0;
     let avx512 = [bit(xcomp::OPMASK), bit(xcomp::ZMM_HI256), bit(xcomp::HI16_ZMM)];

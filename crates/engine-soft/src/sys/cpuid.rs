@@ -33,7 +33,7 @@ pub(super) fn null_selector_clears_base(cpu: &Cpu) -> bool {
 }
 
 /// The width of physical addresses.
-pub(super) fn physical_bits(cpu: &Cpu) -> u32 {
+pub(crate) fn physical_bits(cpu: &Cpu) -> u32 {
     cpu.cpuid.get(0x8000_0008, 0).map_or(36, |e| e.eax & 0xff).clamp(32, 52)
 }
 

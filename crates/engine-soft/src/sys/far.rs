@@ -67,7 +67,7 @@ impl Cpu {
     }
 
     /// Whether `rip` can be fetched from in the code segment.
-    pub(super) fn check_target(&self, cs: &Segment, rip: u64) -> Exec {
+    pub(super) fn check_entry(&self, cs: &Segment, rip: u64) -> Exec {
         let is_long = self.mode.long && cs.access & access::L != 0;
         let inside = if is_long { is_canonical(rip) } else { rip <= u64::from(cs.limit) };
         if inside { Ok(()) } else { Err(Fault::GP0) }
@@ -83,7 +83,7 @@ impl Cpu {
 
     /// Marks the code segment accessed and makes the target at privilege level `cpl`. The offset is checked first.
     pub(super) fn code_target(&mut self, mut d: Descriptor, rip: u64, cpl: u8) -> Exec<Target> {
-        self.check_target(&d.segment(), rip)?;
+        self.check_entry(&d.segment(), rip)?;
         d.mark_accessed(self)?;
         let cs = Segment { selector: with_rpl(d.selector, cpl), ..d.segment() };
         Ok(Target { cs, rip })
@@ -153,7 +153,7 @@ impl Cpu {
             Some(kind::TASK_GATE) => self.gate_tss(&d)?,
             _ => d,
         };
-        self.switch_task(tss, how, back)?;
+        self.switch_task(tss, how, back, self.rflags)?;
         Ok(Flow::Jump)
     }
 

@@ -184,7 +184,7 @@ impl Cpu {
         }
         if gate_kind == kind::TASK_GATE {
             let tss = self.gate_tss(&d)?;
-            return self.switch_task(tss, task::How::Interrupt(event.error), event.back);
+            return self.switch_task(tss, task::How::Interrupt(event.error), event.back, event.flags);
         }
         let wide = matches!(gate_kind, kind::INTERRUPT32 | kind::TRAP32);
         let high = if wide { d.raw >> 48 << 16 } else { 0 };

@@ -66,7 +66,7 @@ pub(super) fn iret(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
 fn unmask_nmi(cpu: &mut Cpu) {
     cpu.nmi_masked = false;
     if cpu.nmi_pending {
-        cpu.request_attention(attention::NMI);
+        cpu.port().signal(attention::NMI);
     }
 }
 

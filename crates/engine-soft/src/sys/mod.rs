@@ -11,7 +11,7 @@
 
 mod control;
 mod cpuid;
-mod debug;
+pub mod debug;
 mod descriptor;
 mod far;
 mod fast_call;
@@ -26,34 +26,19 @@ mod stack;
 mod table;
 mod task;
 
-use std::sync::atomic::Ordering;
-
 use iced_x86::Code;
 
-use crate::cpu::Cpu;
 use crate::decode::Slow;
 
+pub(crate) use control::{cr4_supported, is_valid_xcr0};
 pub use cpuid::answer as cpuid_answer;
-pub use debug::{begin_step, data_access, end_step, is_stepping};
+pub(crate) use cpuid::physical_bits;
 pub use interrupt::{deliver_fault, deliver_interrupt, deliver_nmi, software_interrupt};
+pub(crate) use msr::efer_supported;
 
 /// The processor has shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TripleFault;
-
-impl Cpu {
-    /// Asks for attention of this processor itself.
-    pub(crate) fn request_attention(&self, bits: u32) {
-        if let Some(port) = self.shared.ports.get(self.id as usize) {
-            port.attention.fetch_or(bits, Ordering::SeqCst);
-        }
-    }
-
-    /// Whether something wants this processor's attention.
-    pub(crate) fn wants_attention(&self) -> bool {
-        self.shared.ports.get(self.id as usize).is_some_and(crate::vm::Port::wanted)
-    }
-}
 
 /// The handler of a system instruction.
 pub fn handler(code: Code) -> Option<Slow> {
@@ -192,3 +177,6 @@ fn rest(code: Code) -> Option<Slow> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod test;

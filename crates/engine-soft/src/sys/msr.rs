@@ -215,16 +215,46 @@ pub(super) fn cpuid_faults(cpu: &Cpu) -> bool {
     cpu.msr.other.get(&IA32_MISC_FEATURES_ENABLES).is_some_and(|v| v & 1 != 0)
 }
 
+/// What a register of the table holds at power-on.
+pub fn at_power_on(cpu: &Cpu, number: u32) -> Option<u64> {
+    let row = row(cpu, number)?;
+    Some(match number {
+        MC_FIRST..=MC_LAST if number & 3 == 0 => u64::MAX,
+        _ => row.3,
+    })
+}
+
+/// What became of a value of a saved state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It has been stored.
+    Yes,
+    /// The register cannot hold it.
+    Refused,
+    /// There is no such register.
+    Unknown,
+}
+
+/// Sets a register of the table, or one with a name of its own that a guest can write, from a saved state: what the guest cannot
+/// write takes any value.
+pub fn load(cpu: &mut Cpu, number: u32, value: u64) -> Stored {
+    match row(cpu, number).map(|r| r.4) {
+        Some(Write::Ignore | Write::Refuse) => {
+            cpu.msr.other.insert(number, value);
+            Stored::Yes
+        }
+        None if read(cpu, number).is_none() => Stored::Unknown,
+        _ if write(cpu, number, value).is_some() => Stored::Yes,
+        _ => Stored::Refused,
+    }
+}
+
 /// The value of a register of the table.
 fn read_stored(cpu: &Cpu, number: u32) -> Option<u64> {
-    let row = row(cpu, number)?;
     if number == IA32_SPEC_CTRL && !has_spec_ctrl(cpu) {
         return None;
     }
-    let reset = match number {
-        MC_FIRST..=MC_LAST if number & 3 == 0 => u64::MAX,
-        _ => row.3,
-    };
+    let reset = at_power_on(cpu, number)?;
     Some(cpu.msr.other.get(&number).copied().unwrap_or(reset))
 }
 
@@ -355,11 +385,15 @@ fn supported_xss(cpu: &Cpu) -> u64 {
     cpu.cpuid.get(0xd, 1).map_or(0, |e| u64::from(e.ecx) | u64::from(e.edx) << 32)
 }
 
+/// The bits of EFER that the processor has.
+pub(crate) fn efer_supported(cpu: &Cpu) -> Efer {
+    let features = [(Efer::SCE, feature::SYSCALL), (Efer::LME, feature::LM), (Efer::NXE, feature::NX)];
+    features.iter().filter(|(_, f)| cpu.cpuid.has(*f)).fold(Efer::LMA, |all, (b, _)| all | *b)
+}
+
 /// EFER: what is offered may be set; LME not while paging; LMA is the processor's.
 fn write_efer(cpu: &mut Cpu, value: u64) -> Option<()> {
-    let features = [(Efer::SCE, feature::SYSCALL), (Efer::LME, feature::LM), (Efer::NXE, feature::NX)];
-    let allowed = features.iter().filter(|(_, f)| cpu.cpuid.has(*f)).fold(Efer::LMA, |all, (b, _)| all | *b);
-    let new = Efer::from_bits(value).filter(|v| allowed.contains(*v))?;
+    let new = Efer::from_bits(value).filter(|v| efer_supported(cpu).contains(*v))?;
     let new = new - Efer::LMA | cpu.efer & Efer::LMA;
     let changed = cpu.efer ^ new;
     if changed.contains(Efer::LME) && cpu.cr0.contains(Cr0::PG) {

@@ -151,7 +151,7 @@ fn repeat(cpu: &mut Cpu, i: &Instruction, bits: u32, mut once: impl FnMut(&mut C
         if count == 1 {
             return Ok(Flow::End);
         }
-        if debug::traps_iterations(cpu) || cpu.wants_attention() {
+        if debug::traps_iterations(cpu) || cpu.port().wanted() {
             break;
         }
     }

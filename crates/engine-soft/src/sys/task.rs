@@ -141,9 +141,9 @@ impl Cpu {
         if is_canonical(rsp) { Ok(rsp) } else { Err(Fault::SS0) }
     }
 
-    /// Switches to the task of `tss`, a checked descriptor; the old task goes on at `back`. A fault before the new task's state is in place leaves everything
+    /// Switches to the task of `tss`, a checked descriptor; the old task goes on at `back` with `flags`. A fault before the new task's state is in place leaves everything
     /// as it was; a later one is the new task's, with RIP at its first instruction.
-    pub(super) fn switch_task(&mut self, mut tss: Descriptor, how: How, back: u64) -> Exec {
+    pub(super) fn switch_task(&mut self, mut tss: Descriptor, how: How, back: u64, flags: u64) -> Exec {
         let new = tss.segment();
         let layout = layout(new.access);
         if new.limit < layout.limit_min {
@@ -155,7 +155,7 @@ impl Cpu {
         if let (Some(cr3), true) = (task.cr3, self.pages_with_pae()) {
             self.load_pdptes(cr3)?;
         }
-        self.save_task(how, back)?;
+        self.save_task(how, back, flags)?;
         if !how.nests() {
             self.fetch_descriptor(old.selector, Fault::ts)?.mark_busy(self, false)?;
         } else {
@@ -225,12 +225,12 @@ impl Cpu {
     }
 
     /// Saves the running task in its TSS.
-    fn save_task(&mut self, how: How, back: u64) -> Exec {
+    fn save_task(&mut self, how: How, back: u64, flags: u64) -> Exec {
         let tss = self.tr;
         let l = layout(tss.access);
         let nested = if how == How::Iret { Rflags::NT.bits() } else { 0 };
         self.set_tss_field(&tss, l.eip, l.width, back)?;
-        self.set_tss_field(&tss, l.eflags, l.width, self.rflags & !nested)?;
+        self.set_tss_field(&tss, l.eflags, l.width, flags & !nested)?;
         for (n, at) in (l.gprs..).step_by(l.width as usize).take(8).enumerate() {
             self.set_tss_field(&tss, at, l.width, self.gpr[n])?;
         }
@@ -272,7 +272,7 @@ impl Cpu {
         if task.eflags & Rflags::VM.bits() != 0 {
             self.seg = task.selectors.map(v86_segment);
             self.update_mode();
-            return self.check_target(&self.seg[sreg::CS], task.eip);
+            return self.check_entry(&self.seg[sreg::CS], task.eip);
         }
         let cs = task.selectors[sreg::CS];
         let cpl = rpl(cs);
@@ -303,7 +303,7 @@ impl Cpu {
             })?;
             self.set_segment(n, segment);
         }
-        self.check_target(&self.seg[sreg::CS], task.eip)
+        self.check_entry(&self.seg[sreg::CS], task.eip)
     }
 
     fn load_task_ldt(&mut self, selector: u16) -> Exec {
@@ -335,7 +335,7 @@ impl Cpu {
         if !d.is_present() {
             return Err(Fault::np(selector));
         }
-        self.switch_task(d, How::Iret, back)
+        self.switch_task(d, How::Iret, back, self.rflags)
     }
 
     /// The stack pointer register, whole, as frames hold it.
