@@ -23,6 +23,7 @@ ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, kvm_xsave);
 ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
@@ -56,6 +57,12 @@ pub(crate) fn set_signal_mask(vcpu: &VcpuFd, blocked: Option<u64>) -> io::Result
     let pointer = if blocked.is_some() { arg.as_ptr() } else { std::ptr::null() };
     // SAFETY: a vCPU descriptor; the call reads the 12 bytes, or nothing if the pointer is null.
     check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_SIGNAL_MASK(), pointer) })
+}
+
+/// Gives the vCPU `banks` banks of machine checks, all on, as at power-on (without the call they are off).
+pub(crate) fn set_machine_check_banks(vcpu: &VcpuFd, banks: u64) -> io::Result<()> {
+    // SAFETY: a vCPU descriptor and the number that the call reads: IA32_MCG_CAP.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &banks) })
 }
 
 /// Reads the vCPU's XSAVE image into `image`, which has as many bytes as the machine's images have, and at least [`XSAVE_LEN_MIN`].

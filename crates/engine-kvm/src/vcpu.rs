@@ -11,7 +11,10 @@ use crate::kick::Kick;
 use crate::page::RunPage;
 use crate::run::COUNTER_NAMES;
 use crate::vm::Shared;
-use crate::{cpuid, state};
+use crate::{cpuid, state, sys};
+
+/// Banks of machine checks: as many as KVM has.
+pub(crate) const MACHINE_CHECK_BANKS: u64 = 32;
 
 /// A virtual processor under KVM.
 pub(crate) struct KvmVcpu {
@@ -44,6 +47,8 @@ impl KvmVcpu {
         let list = cpuid::to_kvm(&shown)?;
         let done = fd.set_cpuid2(&list).map_err(io::Error::from);
         done.map_err(EngineError::host("KVM_SET_CPUID2"))?;
+        sys::set_machine_check_banks(&fd, MACHINE_CHECK_BANKS)
+            .map_err(EngineError::host("KVM_X86_SETUP_MCE"))?;
         let tsc_khz = fd.get_tsc_khz().unwrap_or(0);
         if shared.msrs.get().is_none() {
             let found = state::available_msrs(&fd).map_err(EngineError::host("KVM_GET_MSRS"))?;

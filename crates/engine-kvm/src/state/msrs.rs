@@ -6,6 +6,8 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use umbra_x86::msr;
 
+use crate::vcpu::MACHINE_CHECK_BANKS;
+
 /// What is saved, in the order in which it is loaded, besides what has a place of its own in the state: TSC, deadline, EFER, segment bases, APIC.
 /// Those that a host or a CPU model has not are left out.
 const SAVED: &[u32] = &[
@@ -46,8 +48,12 @@ const SAVED: &[u32] = &[
     msr::KVM_POLL_CONTROL,
 ];
 
-/// Variable-range and 4 KiB fixed-range MTRRs come in rows.
-const SAVED_ROWS: &[(u32, u32)] = &[(msr::IA32_MTRR_PHYSBASE0, 16), (msr::IA32_MTRR_FIX4K_C0000, 8)];
+/// Variable-range and 4 KiB fixed-range MTRRs come in rows, and so do the banks of machine checks.
+const SAVED_ROWS: &[(u32, u32)] = &[
+    (msr::IA32_MTRR_PHYSBASE0, 16),
+    (msr::IA32_MTRR_FIX4K_C0000, 8),
+    (0x400, 4 * MACHINE_CHECK_BANKS as u32),
+];
 
 /// What a guest can only read, or write without a trace: a saved value may stand in a state, and means nothing here.
 const IGNORED: &[u32] = &[

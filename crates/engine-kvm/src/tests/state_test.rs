@@ -73,6 +73,7 @@ fn busy_user_state(guest: &Guest) -> CpuState {
         (msr::IA32_FMASK, 0x4_7700),
         (msr::IA32_KERNEL_GS_BASE, 0x7777_0000),
         (msr::IA32_TSC_AUX, 5),
+        (0x404, 0), // the second bank's machine checks are off
         (msr::IA32_PAT, 0x0007_0401_0600_0106),
     ];
     msrs.into_iter().for_each(|(n, v)| state.set_msr(n, v));
