@@ -173,6 +173,11 @@ impl Machine {
         self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Whether time and processors run, or did until a moment ago an [`Event`] was sent.
+    pub fn is_running(&self) -> bool {
+        *self.running()
+    }
+
     /// What it was made from.
     pub fn spec(&self) -> &MachineSpec {
         &self.spec

@@ -12,6 +12,9 @@ pub const SPEC_VERSION: u32 = 1;
 /// Least memory that a machine may have, in MiB: the first MiB and a small kernel.
 pub const MEMORY_MIN_MIB: u64 = 16;
 
+/// No kernel takes a longer command line; most take 2,047 bytes.
+const CMDLINE_MAX: usize = 16 << 10;
+
 /// The specification of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +117,9 @@ impl MachineSpec {
         }
         if !self.memory.is_multiple_of(MIB) {
             return wrong(format!("memory of {} bytes is not a whole number of MiB", self.memory));
+        }
+        if self.cmdline.len() > CMDLINE_MAX {
+            return wrong(format!("the kernel's command line has {} bytes; no kernel takes more than {CMDLINE_MAX}", self.cmdline.len()));
         }
         self.uuid_bytes().map(drop)
     }

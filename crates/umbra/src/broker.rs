@@ -139,6 +139,7 @@ impl Broker {
                     self.clone().start_input(console.try_clone()?, raw.is_some())?;
                 }
                 Message::Booted => job.events.write("booted", &self.name, &json!({})),
+                Message::Restored => job.events.write("restored", &self.name, &json!({})),
                 Message::Reset => job.events.write("reset", &self.name, &json!({})),
                 Message::Answer(answer) => {
                     if let Some(sender) = &*lock(&self.answer) {

@@ -69,7 +69,7 @@ pub struct Common {
     /// What executes the guest's instructions
     #[arg(long, value_enum, default_value_t)]
     pub accel: Accel,
-    /// Write one JSON line per event (created, booted, halted, reset, crashed) to this file
+    /// Write one JSON line per event (created, booted, restored, halted, reset, crashed) to this file
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
     /// A reset ends the machine

@@ -64,6 +64,8 @@ pub enum Message {
     Created(MachineSpec),
     /// Its processors run for the first time.
     Booted,
+    /// Its processors go on where they were saved.
+    Restored,
     /// The answer to the latest request.
     Answer(Result<Answer, String>),
     /// The guest reset the machine; it goes on.

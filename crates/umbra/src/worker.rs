@@ -88,7 +88,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     link.send(&Message::Created(machine.spec().clone()), &[])?;
     if !start.paused {
         machine.resume()?;
-        link.send(&Message::Booted, &[])?;
+        link.send(&if start.saved { Message::Restored } else { Message::Booted }, &[])?;
     }
     let life = Arc::new(Life { machine, files, no_reboot: start.no_reboot, link: link.clone() });
     let wakes = gather(link, machine_events)?;
@@ -187,9 +187,13 @@ impl Life {
     fn reset(&self) -> anyhow::Result<()> {
         let files = self.files.as_ref();
         let files = files.ok_or_else(|| anyhow::anyhow!("a restored machine has no kernel to start from; give `umbra restore` --kernel"))?;
+        // A user may have paused it in the moment in which the guest reset it.
+        let was_running = self.machine.is_running();
         self.machine.pause()?;
         self.machine.reset(files)?;
-        self.machine.resume()?;
+        if was_running {
+            self.machine.resume()?;
+        }
         self.link.send(&Message::Reset, &[])?;
         Ok(())
     }

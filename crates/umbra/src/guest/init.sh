@@ -1,0 +1,37 @@
+#!/bin/sh
+# The default guest's first program. Whatever the shell can do itself it does: each further process takes time.
+export PATH=/bin HOME=/root TERM=linux PS1='\w \$ '
+# The shell finds its own commands through /proc.
+busybox mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+echo umbra > /proc/sys/kernel/hostname
+
+load() { [ ! -f /lib/modules/$1.ko ] || insmod /lib/modules/$1.ko; }
+
+# From here on a panic is told to the machine.
+load pvpanic
+load pvpanic-mmio
+
+read -r release < /proc/sys/kernel/osrelease
+read -r online < /sys/devices/system/cpu/online
+read -r _ memory _ < /proc/meminfo
+read -r consoles < /sys/class/tty/console/active
+hypervisor=$(dmesg | grep -m 1 'Hypervisor detected: ')
+hypervisor=${hypervisor##*: }
+cpus=$((${online##*-} + 1))
+[ $cpus = 1 ] && s= || s=s
+echo "Linux $release under ${hypervisor:-an unknown hypervisor}, $cpus processor$s, $((memory / 1024)) MiB of memory; \`poweroff\` ends it."
+
+# What nobody waits for: commands by path, and the power button.
+{
+  busybox --install -s /bin
+  load button
+  load evdev
+  acpid -d
+} > /dev/null 2>&1 &
+
+cd /root
+terminal=/dev/${consoles##* }
+setsid -c sh < "$terminal" > "$terminal" 2>&1
+poweroff -f
