@@ -56,7 +56,7 @@ fn set_bit(word: &mut u32, bit: u8, on: bool) {
 }
 
 /// What CPUID answers now.
-pub fn answer(cpu: &Cpu, leaf: u32, subleaf: u32) -> CpuidEntry {
+fn answer(cpu: &Cpu, leaf: u32, subleaf: u32) -> CpuidEntry {
     let mut e = cpu.cpuid.answer(leaf, subleaf);
     let apic_is_on = || hooks::apic_base(cpu) & APIC_GLOBAL_ENABLE != 0;
     match (e.leaf, e.subleaf) {

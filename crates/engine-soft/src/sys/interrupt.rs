@@ -4,6 +4,7 @@
 //! Virtual-8086 Mode". Nothing of the processor changes before all of a frame is on its stack.
 
 use iced_x86::{Code, Instruction};
+use umbra_engine::RunState;
 use umbra_x86::reg::Rflags;
 use umbra_x86::segment::{Segment, access, sreg};
 
@@ -79,6 +80,8 @@ const DOUBLE: Fault = Fault { vector: DOUBLE_FAULT, has_error: true, error: 0 };
 /// A triple fault: the processor shuts down.
 pub fn deliver_fault(cpu: &mut Cpu, fault: Fault) -> Result<(), TripleFault> {
     let mut fault = fault;
+    // A trap after HLT ends it.
+    cpu.run_state = RunState::Running;
     // A benign exception may be followed by one of each class before a double and a triple fault.
     for _ in 0..8 {
         let mut flags = cpu.rflags;
@@ -120,11 +123,8 @@ pub fn deliver_nmi(cpu: &mut Cpu) -> Result<(), TripleFault> {
     deliver_interrupt(cpu, NMI)
 }
 
-/// INT n, INT3 and INTO: `next_rip` is where the handler returns to. Sets RIP.
-///
-/// # Errors
-/// What the delivery raises; nothing has changed then.
-pub fn software_interrupt(cpu: &mut Cpu, vector: u8, next_rip: u64) -> Exec {
+/// INT n, INT3 and INTO: `next_rip` is where the handler returns to. Sets RIP. What the delivery raises is raised by the instruction.
+fn software_interrupt(cpu: &mut Cpu, vector: u8, next_rip: u64) -> Exec {
     cpu.deliver(Event { vector, error: None, is_software: true, back: next_rip, flags: cpu.rflags })
 }
 

@@ -31,9 +31,8 @@ use iced_x86::Code;
 use crate::decode::Slow;
 
 pub(crate) use control::{cr4_supported, is_valid_xcr0};
-pub use cpuid::answer as cpuid_answer;
 pub(crate) use cpuid::physical_bits;
-pub use interrupt::{deliver_fault, deliver_interrupt, deliver_nmi, software_interrupt};
+pub use interrupt::{deliver_fault, deliver_interrupt, deliver_nmi};
 pub(crate) use msr::efer_supported;
 
 /// The processor has shut down.

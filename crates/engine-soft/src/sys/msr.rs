@@ -394,7 +394,7 @@ pub(crate) fn efer_supported(cpu: &Cpu) -> Efer {
 /// EFER: what is offered may be set; LME not while paging; LMA is the processor's.
 fn write_efer(cpu: &mut Cpu, value: u64) -> Option<()> {
     let new = Efer::from_bits(value).filter(|v| efer_supported(cpu).contains(*v))?;
-    let new = new - Efer::LMA | cpu.efer & Efer::LMA;
+    let new = new.difference(Efer::LMA) | cpu.efer & Efer::LMA;
     let changed = cpu.efer ^ new;
     if changed.contains(Efer::LME) && cpu.cr0.contains(Cr0::PG) {
         return None;

@@ -35,7 +35,7 @@ const PAGES: u64 = 0x1_0000;
 pub const MISSING: u64 = 0x1f_f000;
 pub const MEMORY: u64 = 0x20_0000;
 
-/// Selectors of the GDT that every mode but the real ones starts with. Code and data of level n are at `CODE0 + 0x10 * n | n` and 8 above.
+/// Selectors of the GDT that every mode but the real ones starts with. Code and data of level n are at `CODE0 + 0x11 * n` and 8 above.
 pub const CODE0: u16 = 0x08;
 pub const DATA0: u16 = 0x10;
 pub const CODE3: u16 = 0x3b;
@@ -172,7 +172,7 @@ impl Bench {
     /// 4 KiB pages, one to one, all user pages that can be written, but for [`MISSING`].
     fn page_tables(&mut self) {
         for (n, at) in [(1, PAGES), (2, PAGES + 0x1000), (3, PAGES + 0x2000)] {
-            self.write(at, PAGES + 0x1000 * n | 7, 8);
+            self.write(at, (PAGES + 0x1000 * n) | 7, 8);
         }
         for n in 0..512 {
             let entry = if n << 12 == MISSING { 0 } else { n << 12 | 7 };
@@ -204,7 +204,7 @@ impl Bench {
                 cpu.seg = [sys::segment::v86_segment(0); 6];
             }
             _ => {
-                let data = DATA0 + 0x10 * u16::from(cpl) | u16::from(cpl);
+                let data = DATA0 + 0x11 * u16::from(cpl);
                 let raw = self.read(GDT + u64::from(data & !7), 8);
                 let segment = Segment::from_descriptor(data, raw);
                 let code = data - 8;

@@ -326,3 +326,15 @@ fn a_16_bit_tss_has_16_bit_stacks() {
     assert_eq!(b.step(INT_40), Ok(Flow::Jump));
     assert_eq!(b.place(), (CODE0, HANDLER, DATA0, 0x6100 - 20));
 }
+
+#[test]
+fn from_16_bit_code_with_a_16_bit_stack() {
+    let mut b = Bench::new(Start::P16, 0);
+    b.idt(0x40, gate(CODE0, 0x2340, INT32, 0, 0));
+    b.cpu.gpr[RSP] = 0xabcd_7ff0;
+    assert_eq!(b.step(INT_40), Ok(Flow::Jump));
+    assert_eq!((b.cpu.gpr[RSP], b.cpu.rip, b.cpu.mode.code), (0xabcd_7fe4, 0x2340, 16));
+    assert_eq!(b.stack(3, 4), [CODE + 2, u64::from(CODE0), 2]);
+    b.cpu.gpr[RSP] = 6;
+    assert_eq!(b.refuse(&[0xcd, 0x40]), Fault::SS0, "the pointer wraps into the end of the segment");
+}

@@ -6,6 +6,7 @@ mod debug_test;
 mod far_test;
 mod fast_call_test;
 mod flags_test;
+mod fuzz_test;
 mod interrupt_test;
 mod iret_test;
 mod misc_test;

@@ -142,7 +142,7 @@ fn the_time_stamp_counter_moves_with_its_adjustment() {
 #[test]
 fn cpuid_follows_the_state() {
     let mut b = Bench::new(Start::Long, 0);
-    let mut ask = |b: &mut Bench, leaf: u64, subleaf: u64| {
+    let ask = |b: &mut Bench, leaf: u64, subleaf: u64| {
         (b.cpu.gpr[RAX], b.cpu.gpr[RCX], b.cpu.rip) = (leaf, subleaf, CODE);
         assert_eq!(b.step(CPUID), Ok(Flow::Next));
         (b.cpu.gpr[RBX], b.cpu.gpr[RCX], b.cpu.gpr[RDX])
