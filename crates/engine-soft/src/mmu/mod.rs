@@ -41,4 +41,6 @@ pub(crate) mod event {
     pub const CODE: u32 = 1;
     /// A native instruction is about to write to a page that holds code; see [`crate::cpu::Cpu::host_written`].
     pub const WRITING: u32 = 2;
+    /// It made the local APIC want to deliver an interrupt.
+    pub const INTERRUPT: u32 = 4;
 }

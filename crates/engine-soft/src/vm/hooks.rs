@@ -5,6 +5,7 @@
 use umbra_apic::reg::{MSR_APIC_BASE, MSR_TSC_DEADLINE};
 
 use crate::cpu::Cpu;
+use crate::mmu::event;
 
 /// The guest's time-stamp counter.
 pub fn rdtsc(cpu: &Cpu) -> u64 {
@@ -27,6 +28,9 @@ pub fn apic_mmio_read(cpu: &mut Cpu, offset: u32, data: &mut [u8]) {
 pub fn apic_mmio_write(cpu: &mut Cpu, offset: u32, data: &[u8]) {
     let effects = cpu.with_apic(|apic, time| apic.mmio_write(offset.into(), data, time));
     cpu.apic_changed(effects);
+    if cpu.interrupt_hint {
+        cpu.fast.event |= event::INTERRUPT;
+    }
 }
 
 /// Reads an MSR of the x2APIC range.
