@@ -7,7 +7,7 @@ use umbra_x86::cpuid::{CpuidEntry, CpuidReg, Feature, feature};
 use umbra_x86::reg::Cr4;
 use umbra_x86::reg::gpr::{RAX, RBX, RCX, RDX};
 
-use super::msr;
+use super::msr_table;
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault, Flow};
 use crate::vm::hooks;
@@ -75,7 +75,7 @@ fn answer(cpu: &Cpu, leaf: u32, subleaf: u32) -> CpuidEntry {
 
 /// CPUID. With CPUID faulting on it is for CPL 0 alone.
 pub(super) fn cpuid(cpu: &mut Cpu, _: &Instruction) -> Exec<Flow> {
-    if cpu.mode.cpl > 0 && msr::cpuid_faults(cpu) {
+    if cpu.mode.cpl > 0 && msr_table::cpuid_faults(cpu) {
         return Err(Fault::GP0);
     }
     let e = answer(cpu, cpu.gpr[RAX] as u32, cpu.gpr[RCX] as u32);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `descriptor`, `segment`, `stack` | descriptors, loads of segment registers, frames on stacks |
 //! | `far`, `iret`, `interrupt`, `task` | transfers between segments, levels and tasks |
-//! | `control`, `msr`, `cpuid`, `table` | control registers, MSRs, CPUID, descriptor tables |
+//! | `control`, `msr`, `msr_table`, `cpuid`, `table` | control registers, MSRs, CPUID, descriptor tables |
 //! | `fast_call`, `flags`, `port`, `debug`, `misc` | SYSCALL and kin, RFLAGS, ports, breakpoints, the rest |
 //!
 //! Each handler checks everything before it changes anything, so a fault leaves the processor as it was.
@@ -20,6 +20,7 @@ mod interrupt;
 mod iret;
 mod misc;
 pub mod msr;
+mod msr_table;
 mod port;
 mod segment;
 mod stack;

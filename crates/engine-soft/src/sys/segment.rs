@@ -138,7 +138,8 @@ fn slot(i: &Instruction) -> u32 {
 pub(super) fn push_sreg(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let value = cpu.reg(i.op0_register());
     let slot = slot(i);
-    let written = if is_amd(cpu) { slot } else { 2 };
+    // Intel's processors write two bytes of four, but all eight.
+    let written = if is_amd(cpu) || slot == 8 { slot } else { 2 };
     let mut stack = Stack::current(cpu);
     stack.push_part(cpu, value, slot, written)?;
     stack.commit(cpu);

@@ -28,7 +28,7 @@ impl Random {
     }
 
     fn selector(&mut self) -> u16 {
-        (self.below(0x20) * 8 | self.below(8)) as u16
+        self.below(0x100) as u16
     }
 
     fn value(&mut self) -> u64 {
