@@ -25,6 +25,16 @@ pub fn segment_number(register: Register) -> Option<usize> {
     register.is_segment_register().then(|| register as usize - Register::ES as usize)
 }
 
+/// The segment of the memory operand of `i` in code of this width. In 64-bit mode the prefixes for ES, CS, SS and DS mean nothing, not
+/// even to the choice between #SS and #GP.
+pub fn operand_segment(i: &Instruction, code: u8) -> usize {
+    match segment_number(i.memory_segment()) {
+        Some(n) if n >= sreg::FS || code != 64 => n,
+        _ if matches!(i.memory_base().full_register(), Register::RSP | Register::RBP) => sreg::SS,
+        _ => sreg::DS,
+    }
+}
+
 impl Cpu {
     /// The value of a general register of any width, zero-extended; RIP, EIP and segment selectors too; 0 for `None`.
     pub fn reg(&self, r: Register) -> u64 {
@@ -122,17 +132,9 @@ impl Cpu {
         if inside { Ok(()) } else { fault }
     }
 
-    /// The segment of the instruction's memory operand. In 64-bit mode the prefixes for ES, CS, SS and DS mean nothing, not even to the
-    /// choice between #SS and #GP.
+    /// The segment of the instruction's memory operand, see [`operand_segment`].
     pub fn memory_segment_number(&self, i: &Instruction) -> usize {
-        let default = || match i.memory_base().full_register() {
-            Register::RSP | Register::RBP => sreg::SS,
-            _ => sreg::DS,
-        };
-        match segment_number(i.memory_segment()) {
-            Some(n) if n >= sreg::FS || self.mode.code != 64 => n,
-            _ => default(),
-        }
+        operand_segment(i, self.mode.code)
     }
 
     /// The linear address of the instruction's memory operand of `len` bytes.

@@ -5,7 +5,7 @@ use umbra_x86::segment::sreg;
 
 use crate::cpu::Mode;
 use crate::exec::{Op, op_flag, slot};
-use crate::operand::segment_number;
+use crate::operand::{operand_segment, segment_number};
 
 /// A general register as an operation has it: its byte offset.
 pub(super) fn register(r: Register) -> u8 {
@@ -22,7 +22,7 @@ fn slot_of(r: Register) -> u8 {
 /// Puts the memory operand of `i`, which starts `offset` bytes into its block, into `op`. Whether base and displacement are all there is.
 pub(super) fn memory(mode: &Mode, i: &Instruction, offset: usize, op: &mut Op) -> bool {
     let segment = segment_number(i.memory_segment());
-    if segment == Some(sreg::SS) {
+    if operand_segment(i, mode.code) == sreg::SS {
         op.flags |= op_flag::STACK;
     }
     match simple(mode, i, offset, segment, op) {

@@ -5,6 +5,7 @@ use super::op::{Exit, Op, OpRef, op_flag};
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
 use crate::mmu::Word;
+use crate::operand::mask;
 
 /// How the address of a memory operand is computed.
 pub(crate) trait Address: 'static {
@@ -107,9 +108,16 @@ impl Cpu {
 
     #[inline(never)]
     fn general(&mut self, op: OpRef, len: u64, write: bool) -> Result<u64, Exit> {
+        self.general_beyond(op, 0, len, write)
+    }
+
+    /// The linear address of `len` bytes `beyond` the memory operand of an operation whose address is computed from the whole instruction.
+    pub(super) fn general_beyond(&mut self, op: OpRef, beyond: u64, len: u64, write: bool) -> Result<u64, Exit> {
         let start = self.rip;
         self.rip = start.wrapping_add(op.offset.into());
-        let linear = self.memory_operand(op.instruction(), len, write);
+        let i = op.instruction();
+        let offset = self.effective_address(i).wrapping_add(beyond) & mask(self.address_bits(i));
+        let linear = self.linear(self.memory_segment_number(i), offset, len, write);
         self.rip = start;
         linear.map_err(|fault| self.raise(op, fault))
     }

@@ -7,7 +7,7 @@ use umbra_x86::reg::gpr::RAX;
 use super::address::Any;
 use super::arith::{Alu, UnaryOp};
 use super::int::{Bit, Int, Wide};
-use super::op::{Exit, OpRef, get};
+use super::op::{Exit, OpRef, get, op_flag};
 use crate::cpu::Cpu;
 
 #[inline(always)]
@@ -108,16 +108,17 @@ pub(crate) fn bit_m<T: Wide, const KIND: u8, const OFFSET: bool>(cpu: &mut Cpu, 
     let n = if OFFSET { cpu.get::<T>(op.b).to_u64() } else { op.imm };
     let bit = T::from_u64(n & u64::from(T::BITS - 1));
     let len = u64::from(T::BITS / 8);
-    let mut linear = get!(cpu.linear_of::<Any>(op, len, KIND != 0));
-    if OFFSET {
-        // The signed bit number, in units of the operand size.
-        let shift = 64 - T::BITS;
-        let words = ((n << shift) as i64 >> shift) >> T::BITS.trailing_zeros();
-        linear = linear.wrapping_add((words as u64).wrapping_mul(len));
-        if op.flags & super::op::op_flag::NARROW != 0 {
-            linear &= 0xffff_ffff;
-        }
-    }
+    // The signed bit number, in units of the operand size.
+    let shift = 64 - T::BITS;
+    let words = ((n << shift) as i64 >> shift) >> T::BITS.trailing_zeros();
+    let beyond = if OFFSET { (words as u64).wrapping_mul(len) } else { 0 };
+    let linear = if op.flags & op_flag::GENERAL != 0 {
+        get!(cpu.general_beyond(op, beyond, len, KIND != 0))
+    } else {
+        let narrow = op.flags & op_flag::NARROW;
+        let effective = cpu.effective::<Any>(&op).wrapping_add(beyond);
+        (effective << narrow >> narrow).wrapping_add(cpu.slot(op.segment))
+    };
     if KIND == 0 {
         let word = get!(cpu.read_at::<T>(op, linear));
         cpu.fast.status = T::bit(kind, word, bit, cpu.fast.status).1;

@@ -19,7 +19,9 @@ use crate::operand::mask;
 struct Buffer([u8; 256]);
 
 impl Buffer {
-    const EMPTY: Self = Self([0; 256]);
+    fn empty() -> Self {
+        Self([0; 256])
+    }
 
     /// Where an operand of `linear` starts: alignment within a cache line is kept.
     fn start(linear: u64) -> usize {
@@ -35,7 +37,7 @@ impl Buffer {
 /// Finds the operand and runs the thunk.
 pub fn run(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
     match plan.operand {
-        Operand::None => execute(cpu, i, plan, Buffer::EMPTY.address(0)),
+        Operand::None => execute(cpu, i, plan, Buffer::empty().address(0)),
         Operand::Whole => {
             let result = plain(cpu, i, plan);
             if plan.x87 && plan.write && result.is_err_and(|f| f != Fault::MF) && nothing_to_store(cpu, i, plan) { Ok(()) } else { result }
@@ -71,7 +73,7 @@ fn is_store_kept_back(cpu: &Cpu) -> bool {
 #[cold]
 fn nothing_to_store(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> bool {
     let before = cpu.vector.fx;
-    let done = execute(cpu, i, plan, Buffer::EMPTY.address(0)).is_ok() && is_store_kept_back(cpu);
+    let done = execute(cpu, i, plan, Buffer::empty().address(0)).is_ok() && is_store_kept_back(cpu);
     if !done {
         cpu.vector.fx = before;
     }
@@ -107,7 +109,7 @@ fn alone(cpu: &mut Cpu, f: impl FnOnce(&mut Cpu) -> Exec) -> Exec {
 }
 
 fn bounce(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64) -> Exec {
-    let mut buffer = Buffer::EMPTY;
+    let mut buffer = Buffer::empty();
     let start = Buffer::start(linear);
     let bytes = start..start + usize::from(plan.len);
     if plan.read {
@@ -168,7 +170,11 @@ fn selected(cpu: &Cpu, masked: Masked) -> u64 {
             let n = (cpu.vector.k[usize::from(k)] & low(masked.count)).count_ones();
             if n == 0 { 0 } else { u64::MAX >> (64 - n) }
         }
-        Select::OpmaskAny(k, count) => u64::from(cpu.vector.k[usize::from(k)] & low(count) != 0),
+        Select::OpmaskFold(k, count) => {
+            let bits = cpu.vector.k[usize::from(k)] & low(count);
+            let step = usize::from(masked.count.max(1));
+            (0..usize::from(count)).step_by(step).fold(0, |set, n| set | bits >> n) & low(masked.count)
+        }
         Select::Sign(n) => sign(&cpu.vector.zmm[usize::from(n)]),
         Select::SignMmx(n) => {
             // The image has the registers in stack order, MMX registers are counted from the first.
@@ -186,7 +192,7 @@ fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec
         check_alignment(cpu, i, plan, offset)?;
     }
     if set == 0 && !masked.whole {
-        return execute(cpu, i, plan, Buffer::EMPTY.address(64));
+        return execute(cpu, i, plan, Buffer::empty().address(64));
     }
     let size = u64::from(masked.element);
     let (first, end) = match masked.whole {
@@ -201,7 +207,7 @@ fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec
 }
 
 fn bounce_elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked, set: u64, linear: u64) -> Exec {
-    let mut buffer = Buffer::EMPTY;
+    let mut buffer = Buffer::empty();
     let start = Buffer::start(linear);
     let size = usize::from(masked.element);
     let chosen = (0..64usize).filter(|n| set >> n & 1 != 0);

@@ -15,7 +15,7 @@ fn is_pure_extension(f: F) -> bool {
             | F::AVX512_VBMI2 | F::AVX512_VNNI | F::AVX512_VPOPCNTDQ | F::AVX512BW | F::AVX512CD | F::AVX512DQ | F::AVX512F
             | F::AVX512VL | F::BMI1 | F::BMI2 | F::ADX | F::LZCNT | F::POPCNT | F::MOVBE | F::FPU | F::FPU287 | F::FPU387
             | F::CMOV | F::CX8 | F::CMPXCHG16B | F::CLFSH | F::CLFLUSHOPT | F::CLWB | F::RDRAND | F::RDSEED | F::MOVDIRI
-            | F::PREFETCHW | F::PREFETCHWT1 | F::CLDEMOTE | F::PAUSE | F::MULTIBYTENOP | F::SERIALIZE
+            | F::PREFETCHW | F::PREFETCHWT1 | F::PREFETCHITI | F::CLDEMOTE | F::PAUSE | F::MULTIBYTENOP | F::SERIALIZE
     )
 }
 
@@ -89,10 +89,10 @@ pub fn is_x87(i: &Instruction) -> bool {
 }
 
 fn is_conversion(name: &str) -> bool {
-    name.starts_with("Cvt") || name.starts_with("Vcvt")
+    name.starts_with("Cvt") || name.starts_with("Vcvt") || name.starts_with("Vfpclass")
 }
 
-/// Whether `i` belongs to the vector unit even where it names no vector register: conversions from memory to a general register.
+/// Whether `i` belongs to the vector unit even where it names no vector register: conversions and classification of memory.
 pub fn is_vector_conversion(i: &Instruction) -> bool {
     is_conversion(&name(i)) && !matches!(i.mnemonic(), M::Cvtpi2ps | M::Cvtpi2pd)
 }
@@ -108,10 +108,10 @@ pub fn uses_mxcsr(i: &Instruction) -> bool {
 /// Whether an EVEX memory operand under a mask is accessed as a whole (SDM volume 2, exception classes with "NF": no fault suppression).
 pub fn ignores_mask_for_faults(i: &Instruction) -> bool {
     let name = name(i);
-    const WHOLE: [&str; 22] = [
+    const WHOLE: [&str; 23] = [
         "Vperm", "Vpunpck", "Vunpck", "Vpshuf", "Vpack", "Vpalignr", "Valign", "Vshuf", "Vpmaddubsw", "Vpmaddwd", "Vpconflict",
         "Vmovddup", "Vmovshdup", "Vmovsldup", "Vpmultishift", "Vdbpsadbw", "Vgf2p8affine", "Vpsll", "Vpsra", "Vpsrl", "Vinsert",
-        "Vextract",
+        "Vextract", "Vcvtne2ps2bf16",
     ];
     WHOLE.iter().any(|w| name.starts_with(w)) && !shifts_each(i) && i.mnemonic() != M::Vpshufbitqmb
 }

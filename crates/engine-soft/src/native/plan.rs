@@ -35,8 +35,8 @@ pub enum Select {
     Opmask(u8),
     /// As many, from the first, as bits are set in an opmask register (compress and expand).
     OpmaskPacked(u8),
-    /// The only one (a broadcast), if any of the bits for this many elements is set.
-    OpmaskAny(u8, u8),
+    /// Each that is broadcast to any of this many elements whose bit is set.
+    OpmaskFold(u8, u8),
     /// Those whose most significant bit is set in an element of a vector register of the same shape.
     Sign(u8),
     /// As `Sign`, in an MMX register.
@@ -239,11 +239,12 @@ fn opmask_masked(i: &Instruction, write: bool) -> Option<Masked> {
     let size = i.memory_size();
     if size.is_broadcast() {
         let count = i.code().op_code().memory_size().size() / size.size().max(1);
-        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1, whole: false });
+        return Some(Masked { select: Select::OpmaskFold(k, count as u8), element: size.size() as u8, count: 1, whole: false });
     }
     if format!("{:?}", i.mnemonic()).contains("broadcast") {
-        let count = i.op0_register().size() / size.element_size().max(1);
-        return Some(Masked { select: Select::OpmaskAny(k, count as u8), element: size.size() as u8, count: 1, whole: false });
+        let element = size.element_size().max(1);
+        let select = Select::OpmaskFold(k, (i.op0_register().size() / element) as u8);
+        return Some(Masked { select, element: element as u8, count: (size.size() / element) as u8, whole: false });
     }
     // Where a broadcast is possible, its size is that of what a mask bit stands for; some read several smaller numbers each.
     let operation = i.code().op_code();

@@ -77,9 +77,10 @@ pub fn write(cpu: &mut Cpu, number: u32, long: bool, image: &[u8]) {
     }
 }
 
-/// Whether a component differs from its initial state.
+/// Whether a component differs from its initial state. Outside 64-bit mode ZMM16 to ZMM31 never do.
 pub fn in_use(cpu: &Cpu, number: u32) -> bool {
     match number {
+        7 if cpu.mode.code != 64 => false,
         0 => x87_in_use(cpu),
         1 => cpu.vector.zmm[..16].iter().any(|r| r[..16].iter().any(|b| *b != 0)),
         _ => read(cpu, number, true).iter().any(|b| *b != 0),

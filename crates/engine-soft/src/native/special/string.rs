@@ -152,6 +152,16 @@ impl Shape {
 }
 
 fn run(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
+    let flags = cpu.rflags;
+    let end = repeat(cpu, i);
+    // A comparison that is not over has not changed the flags (SDM volume 2, REP).
+    if end != Ok(Flow::Next) {
+        set_status(cpu, flags);
+    }
+    end
+}
+
+fn repeat(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let shape = Shape::of(cpu, i);
     if shape.repeat == Repeat::Once {
         element(cpu, &shape)?;
@@ -217,20 +227,19 @@ fn plain_count(cpu: &Cpu, shape: &Shape, count: u64) -> Option<u64> {
 /// Does `n` elements natively if both operands are plain RAM: whether a comparison ended it; `None` if they are not.
 fn plain(cpu: &mut Cpu, shape: &Shape, n: u64) -> Exec<Option<bool>> {
     let len = n * shape.size;
-    let source = if shape.op.reads_source() {
-        let linear = shape.source(cpu, n)?;
-        direct(cpu, linear, len, false)?
-    } else {
-        Some(std::ptr::null_mut())
-    };
-    let Some(source) = source else { return Ok(None) };
-    let destination = if shape.op.uses_destination() {
-        let linear = shape.destination(cpu, n)?;
-        direct(cpu, linear, len, shape.op.writes())?
-    } else {
-        Some(std::ptr::null_mut())
-    };
-    let Some(destination) = destination else { return Ok(None) };
+    // As for one element: a comparison looks at the destination first.
+    let order = if shape.op.compares() { [false, true] } else { [true, false] };
+    let mut found = [std::ptr::null_mut(); 2];
+    for is_source in order {
+        let used = if is_source { shape.op.reads_source() } else { shape.op.uses_destination() };
+        if !used {
+            continue;
+        }
+        let linear = if is_source { shape.source(cpu, n)? } else { shape.destination(cpu, n)? };
+        let Some(at) = direct(cpu, linear, len, !is_source && shape.op.writes())? else { return Ok(None) };
+        found[usize::from(is_source)] = at;
+    }
+    let [destination, source] = found;
     let value = cpu.gpr[gpr::RAX];
     let while_equal = shape.repeat == Repeat::Equal;
     // SAFETY: the memory unit gave both addresses for `len` bytes, the destination for writing if it is written.
@@ -279,30 +288,40 @@ fn set_status(cpu: &mut Cpu, flags: u64) {
 /// Does one element; whether a comparison ended the repetition.
 fn element(cpu: &mut Cpu, shape: &Shape) -> Exec<bool> {
     let size = shape.size;
-    let source = if shape.op.reads_source() {
+    let flags = if shape.op.compares() { Some(compare_element(cpu, shape)?) } else { None };
+    if shape.op == Op::Load || shape.op == Op::Move {
         let linear = shape.source(cpu, 1)?;
-        load(cpu, linear, size)?
-    } else {
-        cpu.gpr[gpr::RAX]
-    };
-    let mut flags = None;
-    match shape.op {
-        Op::Load => cpu.set_gpr(gpr::RAX, size as u32 * 8, source),
-        Op::Move | Op::Store => {
+        let value = load(cpu, linear, size)?;
+        if shape.op == Op::Load {
+            cpu.set_gpr(gpr::RAX, size as u32 * 8, value);
+        } else {
             let linear = shape.destination(cpu, 1)?;
-            store(cpu, linear, size, source)?;
+            store(cpu, linear, size, value)?;
         }
-        Op::Compare | Op::Scan => {
-            let linear = shape.destination(cpu, 1)?;
-            let (a, b) = (source.to_le_bytes(), load(cpu, linear, size)?.to_le_bytes());
-            // SAFETY: both buffers hold an element of any size.
-            flags = Some(unsafe { host::compare(size, true, a.as_ptr(), b.as_ptr(), 1) }.flags);
-        }
+    } else if shape.op == Op::Store {
+        let linear = shape.destination(cpu, 1)?;
+        store(cpu, linear, size, cpu.gpr[gpr::RAX])?;
     }
     shape.advance(cpu, 1);
     let Some(flags) = flags else { return Ok(false) };
     set_status(cpu, flags);
     Ok(shape.is_done(flags))
+}
+
+/// The flags that comparing one element gives. The destination is loaded first, as Intel's processors do.
+fn compare_element(cpu: &mut Cpu, shape: &Shape) -> Exec<u64> {
+    let linear = shape.destination(cpu, 1)?;
+    let right = load(cpu, linear, shape.size)?.to_le_bytes();
+    let left = match shape.op {
+        Op::Scan => cpu.gpr[gpr::RAX],
+        _ => {
+            let linear = shape.source(cpu, 1)?;
+            load(cpu, linear, shape.size)?
+        }
+    };
+    let left = left.to_le_bytes();
+    // SAFETY: both buffers hold an element of any size.
+    Ok(unsafe { host::compare(shape.size, true, left.as_ptr(), right.as_ptr(), 1) }.flags)
 }
 
 fn load(cpu: &mut Cpu, linear: u64, size: u64) -> Exec<u64> {

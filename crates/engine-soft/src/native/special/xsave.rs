@@ -160,7 +160,7 @@ fn save_standard(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
 fn save_compacted(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let (linear, set) = begin(cpu, i, true)?;
     let long = cpu.mode.code == 64;
-    check_writable(cpu, linear, EXTENDED as u64)?;
+    check_writable(cpu, linear, xsave_size(&cpu.cpuid, set, true).into())?;
     let mut used = in_use(cpu) & set;
     if set & SSE != 0 && mxcsr::mxcsr(cpu) != MXCSR_RESET {
         used |= SSE;
