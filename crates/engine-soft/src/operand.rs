@@ -118,8 +118,9 @@ impl Cpu {
         if self.mode.protected && !self.mode.v86 {
             let code = s.access & access::CODE != 0;
             let rw = s.access & access::RW != 0;
-            if s.unusable || write && (code || !rw) || !write && code && !rw {
-                return if s.unusable { Err(Fault::GP0).or(fault) } else { fault };
+            let allowed = if write { rw && !code } else { rw || !code };
+            if s.unusable || !allowed {
+                return fault;
             }
         }
         let Some(last) = offset.checked_add(len.max(1) - 1) else { return fault };

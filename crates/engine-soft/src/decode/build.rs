@@ -36,7 +36,8 @@ impl Cpu {
     /// Makes the block at `linear`.
     pub(super) fn build(&mut self, linear: u64, fetch: Fetch, key: u64, alone: bool) -> Exec<*mut Block> {
         let to_page_end = 4096 - (linear & 0xfff) as usize;
-        let to_limit = usize::try_from((self.fast.rip_max - self.rip).saturating_add(1)).unwrap_or(usize::MAX);
+        let to_limit =
+            usize::try_from((self.fast.rip_max - self.rip).saturating_add(1)).unwrap_or(usize::MAX);
         let len = BYTES_MAX.min(to_page_end).min(to_limit);
         for _ in 0..RETRIES_MAX {
             let source = Source::read(fetch.host, len);
@@ -66,14 +67,19 @@ impl Cpu {
         if here >= INSTRUCTION_MAX || to_limit <= here {
             return Err(Fault::GP0);
         }
-        let next = if self.mode.code == 64 { linear.wrapping_add(here as u64) } else { linear.wrapping_add(here as u64) & 0xffff_ffff };
+        let next = if self.mode.code == 64 {
+            linear.wrapping_add(here as u64)
+        } else {
+            linear.wrapping_add(here as u64) & 0xffff_ffff
+        };
         let second = self.fetch(next)?;
         if second.host.is_null() {
             return self.build_from_device(linear);
         }
         let len = INSTRUCTION_MAX.min(to_limit);
         let read = || {
-            let (first, rest) = (Source::read(fetch.host, here), Source::read(second.host, len.saturating_sub(here)));
+            let (first, rest) =
+                (Source::read(fetch.host, here), Source::read(second.host, len.saturating_sub(here)));
             let mut bytes = [0; INSTRUCTION_MAX];
             bytes[..here].copy_from_slice(&first.bytes[..here]);
             bytes[here..len].copy_from_slice(&rest.bytes[..len - here]);
@@ -100,7 +106,8 @@ impl Cpu {
 
     /// Makes a block of one instruction whose bytes are, at least in part, a device's. It is used once.
     pub(super) fn build_from_device(&mut self, linear: u64) -> Exec<*mut Block> {
-        let to_limit = usize::try_from((self.fast.rip_max - self.rip).saturating_add(1)).unwrap_or(usize::MAX);
+        let to_limit =
+            usize::try_from((self.fast.rip_max - self.rip).saturating_add(1)).unwrap_or(usize::MAX);
         let mut bytes = [0; INSTRUCTION_MAX];
         for len in 1..=INSTRUCTION_MAX.min(to_limit) {
             let at = linear.wrapping_add(len as u64 - 1);

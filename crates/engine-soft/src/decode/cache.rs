@@ -69,7 +69,7 @@ pub(crate) struct Block {
     chain: *mut Block,
 }
 
-const _: () = assert!(size_of::<Block>() % 8 == 0 && align_of::<Block>() == 8 && align_of::<Op>() == 8);
+const _: () = assert!(size_of::<Block>().is_multiple_of(8) && align_of::<Block>() == 8 && align_of::<Op>() == 8);
 
 impl Block {
     /// Whether the code is still what the block was made from.

@@ -14,7 +14,11 @@ const ALONE: u64 = 1 << 5;
 impl Cpu {
     /// The linear address of `rip`.
     pub(super) fn linear_rip(&self) -> u64 {
-        if self.mode.code == 64 { self.rip } else { self.seg[sreg::CS].base.wrapping_add(self.rip) & 0xffff_ffff }
+        if self.mode.code == 64 {
+            self.rip
+        } else {
+            self.seg[sreg::CS].base.wrapping_add(self.rip) & 0xffff_ffff
+        }
     }
 
     /// The block at RIP.

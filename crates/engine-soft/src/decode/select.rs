@@ -86,7 +86,12 @@ impl Cpu {
     }
 
     /// Near branches, and conditional ones together with what is before them.
-    fn select_branch(&mut self, i: &Instruction, offset: usize, before: Option<(Op, table::Fusable)>) -> Option<Selected> {
+    fn select_branch(
+        &mut self,
+        i: &Instruction,
+        offset: usize,
+        before: Option<(Op, table::Fusable)>,
+    ) -> Option<Selected> {
         let bytes = i.stack_pointer_increment().unsigned_abs();
         match i.mnemonic() {
             M::Ret => {
@@ -108,7 +113,8 @@ impl Cpu {
                 if i.mnemonic() == M::Jmp {
                     return Some(Selected::closing(Op { imm: to, ..Op::new(exec::jmp_near) }));
                 }
-                let condition = (i.condition_code() as usize).checked_sub(1).filter(|_| i.is_jcc_short_or_near())?;
+                let condition =
+                    (i.condition_code() as usize).checked_sub(1).filter(|_| i.is_jcc_short_or_near())?;
                 if let (Some((op, fusable)), Ok(disp)) = (before, i32::try_from(to as i64)) {
                     let run = fusable.with_jump(condition);
                     return Some(Selected { fused: true, ..Selected::closing(Op { run, disp, ..op }) });
@@ -130,7 +136,15 @@ impl Cpu {
     }
 
     fn select_indirect(&mut self, i: &Instruction, offset: usize, bytes: u32) -> Option<Selected> {
-        let near = matches!(i.code(), Code::Jmp_rm16 | Code::Jmp_rm32 | Code::Jmp_rm64 | Code::Call_rm16 | Code::Call_rm32 | Code::Call_rm64);
+        let near = matches!(
+            i.code(),
+            Code::Jmp_rm16
+                | Code::Jmp_rm32
+                | Code::Jmp_rm64
+                | Code::Call_rm16
+                | Code::Call_rm32
+                | Code::Call_rm64
+        );
         let call = i.mnemonic() == M::Call;
         let size = 1 << width(i, 0).filter(|_| near)?;
         let wide = self.plain_stack(if call { bytes } else { size })?;
@@ -266,14 +280,21 @@ fn is_branch(kind: OpKind) -> bool {
 /// Handlers of stack and branch instructions where no fast one serves.
 fn legacy(i: &Instruction) -> Option<Slow> {
     use Code as C;
-    let is_near = |n: u32| matches!(i.op_kind(n), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+    let is_near =
+        |n: u32| matches!(i.op_kind(n), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
     Some(match i.code() {
-        C::Push_r16 | C::Push_r32 | C::Push_r64 | C::Push_rm16 | C::Push_rm32 | C::Push_rm64 => exec::legacy::push,
-        C::Push_imm16 | C::Pushd_imm32 | C::Pushq_imm32 | C::Pushw_imm8 | C::Pushd_imm8 | C::Pushq_imm8 => exec::legacy::push,
+        C::Push_r16 | C::Push_r32 | C::Push_r64 | C::Push_rm16 | C::Push_rm32 | C::Push_rm64 => {
+            exec::legacy::push
+        }
+        C::Push_imm16 | C::Pushd_imm32 | C::Pushq_imm32 | C::Pushw_imm8 | C::Pushd_imm8 | C::Pushq_imm8 => {
+            exec::legacy::push
+        }
         C::Pop_r16 | C::Pop_r32 | C::Pop_r64 | C::Pop_rm16 | C::Pop_rm32 | C::Pop_rm64 => exec::legacy::pop,
         C::Jmp_rm16 | C::Jmp_rm32 | C::Jmp_rm64 => exec::legacy::jmp,
         C::Call_rm16 | C::Call_rm32 | C::Call_rm64 => exec::legacy::call,
-        C::Retnw | C::Retnd | C::Retnq | C::Retnw_imm16 | C::Retnd_imm16 | C::Retnq_imm16 => exec::legacy::ret,
+        C::Retnw | C::Retnd | C::Retnq | C::Retnw_imm16 | C::Retnd_imm16 | C::Retnq_imm16 => {
+            exec::legacy::ret
+        }
         C::Pushaw | C::Pushad => exec::legacy::pusha,
         C::Popaw | C::Popad => exec::legacy::popa,
         _ if i.op_count() == 1 && is_near(0) => match i.mnemonic() {

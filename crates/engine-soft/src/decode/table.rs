@@ -279,7 +279,8 @@ fn conditional(i: &Instruction, form: &Form) -> Option<Handler> {
         const SET: [Handler; 16] = conditions!(setcc_m, Any);
         return (form.width == 0).then_some(SET[condition]);
     }
-    const RR: [[Handler; 16]; 3] = [conditions!(cmov_rr, u16), conditions!(cmov_rr, u32), conditions!(cmov_rr, u64)];
+    const RR: [[Handler; 16]; 3] =
+        [conditions!(cmov_rr, u16), conditions!(cmov_rr, u32), conditions!(cmov_rr, u64)];
     const RM: [[Handler; 16]; 3] =
         [conditions!(cmov_rm, u16, Any), conditions!(cmov_rm, u32, Any), conditions!(cmov_rm, u64, Any)];
     let handlers = if form.is(R, R) { &RR } else { &RM };
@@ -368,10 +369,16 @@ impl Fusable {
     pub(super) fn with_jump(self, condition: usize) -> Handler {
         macro_rules! of {
             ($k:ty) => {{
-                const RR: [[Handler; 16]; 3] =
-                    [conditions!(alu_rr_jcc, u8, $k), conditions!(alu_rr_jcc, u32, $k), conditions!(alu_rr_jcc, u64, $k)];
-                const RI: [[Handler; 16]; 3] =
-                    [conditions!(alu_ri_jcc, u8, $k), conditions!(alu_ri_jcc, u32, $k), conditions!(alu_ri_jcc, u64, $k)];
+                const RR: [[Handler; 16]; 3] = [
+                    conditions!(alu_rr_jcc, u8, $k),
+                    conditions!(alu_rr_jcc, u32, $k),
+                    conditions!(alu_rr_jcc, u64, $k),
+                ];
+                const RI: [[Handler; 16]; 3] = [
+                    conditions!(alu_ri_jcc, u8, $k),
+                    conditions!(alu_ri_jcc, u32, $k),
+                    conditions!(alu_ri_jcc, u64, $k),
+                ];
                 let handlers = if self.immediate { &RI } else { &RR };
                 handlers[self.width.saturating_sub(1)][condition]
             }};

@@ -35,7 +35,7 @@ pub(crate) mod slot {
     use crate::exec::Fast;
 
     const fn of(offset: usize) -> u8 {
-        assert!(offset % 8 == 0 && offset / 8 < 256);
+        assert!(offset.is_multiple_of(8) && offset / 8 < 256);
         (offset / 8) as u8
     }
 
@@ -52,7 +52,8 @@ pub(crate) mod slot {
     /// The base of GS.
     pub(crate) const GS: u8 = base_of(sreg::GS);
     /// Every slot there is.
-    pub(super) const ALL: [u8; 20] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, RIP, ZERO, FS, GS];
+    pub(super) const ALL: [u8; 20] =
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, RIP, ZERO, FS, GS];
     const _: () = assert!(offset_of!(Cpu, gpr) == 0);
 }
 
@@ -112,7 +113,13 @@ impl Cpu {
     }
 
     /// The linear address of `len` bytes `beyond` the memory operand of an operation whose address is computed from the whole instruction.
-    pub(super) fn general_beyond(&mut self, op: OpRef, beyond: u64, len: u64, write: bool) -> Result<u64, Exit> {
+    pub(super) fn general_beyond(
+        &mut self,
+        op: OpRef,
+        beyond: u64,
+        len: u64,
+        write: bool,
+    ) -> Result<u64, Exit> {
         let start = self.rip;
         self.rip = start.wrapping_add(op.offset.into());
         let i = op.instruction();

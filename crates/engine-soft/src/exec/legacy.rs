@@ -83,7 +83,8 @@ pub(crate) fn pop(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         cpu.set_reg(i.op0_register(), value);
         return Ok(Flow::Next);
     }
-    let stored = cpu.memory_operand(i, bytes.into(), true).and_then(|linear| store_sized(cpu, linear, bytes, value));
+    let stored =
+        cpu.memory_operand(i, bytes.into(), true).and_then(|linear| store_sized(cpu, linear, bytes, value));
     if stored.is_err() {
         cpu.gpr[RSP] = sp;
     }

@@ -24,7 +24,7 @@ mod shift;
 mod slow;
 mod stack;
 #[cfg(test)]
-mod test;
+pub(crate) mod test;
 
 use crate::fault::Fault;
 

@@ -66,7 +66,20 @@ impl Op {
     /// An operation without operands.
     pub(crate) fn new(run: Handler) -> Self {
         let (base, index, segment) = (slot::ZERO, slot::ZERO, slot::ZERO);
-        Self { run, imm: 0, disp: 0, a: 0, b: 0, base, index, segment, flags: 0, offset: 0, instruction: 0, len: 0 }
+        Self {
+            run,
+            imm: 0,
+            disp: 0,
+            a: 0,
+            b: 0,
+            base,
+            index,
+            segment,
+            flags: 0,
+            offset: 0,
+            instruction: 0,
+            len: 0,
+        }
     }
 }
 

@@ -21,8 +21,6 @@ pub enum Stop {
     Wait,
     /// A fault while delivering a double fault.
     TripleFault,
-    /// A debug condition of the host's side.
-    Debug,
 }
 
 /// Runs guest code until something wants attention. Delivers exceptions itself.

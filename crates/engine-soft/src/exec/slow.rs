@@ -21,7 +21,7 @@ fn run(cpu: &mut Cpu, op: OpRef, f: impl FnOnce(&mut Cpu) -> Exec<Flow>) -> Exit
     match flow {
         Ok(Flow::Next) if cpu.fast.event == 0 => {
             cpu.rip = start;
-            return op.next(cpu);
+            op.next(cpu)
         }
         Ok(flow) => leave(cpu, op, flow),
         Err(fault) => {
@@ -49,7 +49,6 @@ pub(crate) fn call_slow(cpu: &mut Cpu, op: OpRef) -> Exit {
     let f: Slow = unsafe { transmute(op.imm as usize) };
     run(cpu, op, |cpu| f(cpu, op.instruction()))
 }
-
 
 /// A thunk as the immediate of its operation.
 pub(crate) fn thunk_bits(thunk: Thunk) -> u64 {

@@ -32,7 +32,8 @@ impl Cpu {
     /// Where `len` bytes can be read directly at the current privilege, if the TLB says so.
     #[inline(always)]
     pub(crate) fn readable(&self, linear: u64, len: u64) -> Option<*mut u8> {
-        let entry = &self.tlb.entries[(self.fast.tlb_base + (linear >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        let entry =
+            &self.tlb.entries[(self.fast.tlb_base + (linear >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
         let tag = linear.wrapping_add(len - 1) & !0xfff | self.fast.context;
         (entry.read == tag).then(|| linear.wrapping_add(entry.addend) as *mut u8)
     }
@@ -40,7 +41,8 @@ impl Cpu {
     /// Where `len` bytes can be written directly at the current privilege, if the TLB says so. They can be read too.
     #[inline(always)]
     pub(crate) fn writable(&self, linear: u64, len: u64) -> Option<*mut u8> {
-        let entry = &self.tlb.entries[(self.fast.tlb_base + (linear >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        let entry =
+            &self.tlb.entries[(self.fast.tlb_base + (linear >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
         let tag = linear.wrapping_add(len - 1) & !0xfff | self.fast.context;
         (entry.write == tag).then(|| linear.wrapping_add(entry.addend) as *mut u8)
     }
@@ -107,7 +109,8 @@ impl Cpu {
     /// Checks an access of `len` bytes at the current privilege and says where the bytes are.
     pub fn host(&mut self, linear: u64, len: u64, write: bool) -> Exec<Host> {
         self.host_written();
-        let direct = if write { self.writable(linear, len.max(1)) } else { self.readable(linear, len.max(1)) };
+        let direct =
+            if write { self.writable(linear, len.max(1)) } else { self.readable(linear, len.max(1)) };
         if let Some(p) = direct {
             return Ok(Host::Direct(p));
         }
@@ -220,7 +223,8 @@ impl Cpu {
         } else {
             self.counters.add(count::MMIO, 1);
             let gpas = (page.gpa..).step_by(MMIO_MAX);
-            gpas.zip(data.chunks_mut(MMIO_MAX)).for_each(|(gpa, piece)| self.with_io(|io| io.mmio_read(gpa, piece)));
+            gpas.zip(data.chunks_mut(MMIO_MAX))
+                .for_each(|(gpa, piece)| self.with_io(|io| io.mmio_read(gpa, piece)));
         }
     }
 
@@ -234,7 +238,8 @@ impl Cpu {
         } else {
             self.counters.add(count::MMIO, 1);
             let gpas = (page.gpa..).step_by(MMIO_MAX);
-            gpas.zip(data.chunks(MMIO_MAX)).for_each(|(gpa, piece)| self.with_io(|io| io.mmio_write(gpa, piece)));
+            gpas.zip(data.chunks(MMIO_MAX))
+                .for_each(|(gpa, piece)| self.with_io(|io| io.mmio_write(gpa, piece)));
         }
     }
 

@@ -23,6 +23,9 @@ pub(crate) use translate::Fetch;
 pub use word::Word;
 pub(crate) use word::copy_out;
 
+#[cfg(test)]
+mod mmu_test;
+
 /// Which translations an access may use: the index of a part of the TLB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]

@@ -11,7 +11,7 @@ pub(crate) struct Tables<'a>(pub(crate) &'a Memory);
 impl Tables<'_> {
     /// Where an entry of `len` bytes is; the walk aligns entries to their size.
     fn host(&self, gpa: u64, len: u64) -> Option<*mut u8> {
-        debug_assert!(gpa % len == 0);
+        debug_assert!(gpa.is_multiple_of(len));
         self.0.host_address(gpa, len)
     }
 

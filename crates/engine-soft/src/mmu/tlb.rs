@@ -139,7 +139,10 @@ impl Tlb {
     /// Forgets `pcid`; it is not the current one.
     pub(super) fn drop_pcid(&mut self, pcid: u16) {
         let current = self.context;
-        self.pool.iter_mut().filter(|slot| slot.0 == pcid && slot.1 != current).for_each(|slot| slot.1 = NO_CONTEXT);
+        self.pool
+            .iter_mut()
+            .filter(|slot| slot.0 == pcid && slot.1 != current)
+            .for_each(|slot| slot.1 = NO_CONTEXT);
     }
 
     /// Goes on with `pcid`, whose translations are kept or forgotten.
@@ -174,7 +177,10 @@ impl Tlb {
     /// Forgets the page of `linear` in every context, whatever its size.
     pub(super) fn flush_page(&mut self, linear: u64) {
         self.code_moved();
-        let region = LARGE.iter().rev().find(|s| self.large[usize::from(**s == 30)] & Self::large_bit(linear, **s) != 0);
+        let region = LARGE
+            .iter()
+            .rev()
+            .find(|s| self.large[usize::from(**s == 30)] & Self::large_bit(linear, **s) != 0);
         if let Some(shift) = region {
             let hit = |tag: u64| (tag ^ linear) >> shift == 0;
             for entry in self.entries.iter_mut().filter(|e| hit(e.read) || hit(e.write)) {

@@ -53,7 +53,8 @@ impl Cpu {
         let host = self.host_of(t.gpa);
         let Some((host, rom)) = host else { return Ok(Page { gpa: t.gpa, host: null_mut(), rom: false }) };
         let page = Page { gpa: t.gpa, host, rom };
-        let access = Access { kind: Kind::Write, user: class == Class::User, ac: class == Class::SupervisorAc };
+        let access =
+            Access { kind: Kind::Write, user: class == Class::User, ac: class == Class::SupervisorAc };
         let writable = t.dirty && self.tlb.paging.allows(&t, access);
         let frame = t.gpa & !0xfff | if writable { WRITABLE } else { 0 } | if rom { ROM } else { 0 };
         let addend = (host as u64).wrapping_sub(linear);

@@ -30,7 +30,11 @@ fn protection() {
     let mut guest = Guest::new();
     guest.map(DATA, DATA | 5);
     guest.cpu.gpr[RBX] = DATA;
-    assert_eq!(guest.fault(&[0x8b, 0x03, 0x89, 0x03]), (14, 3, CODE + 2), "a page that was read is still not written");
+    assert_eq!(
+        guest.fault(&[0x8b, 0x03, 0x89, 0x03]),
+        (14, 3, CODE + 2),
+        "a page that was read is still not written"
+    );
     guest.cpu.gpr[RSP] = STACK;
     guest.cpu.cr0.remove(Cr0::WP);
     guest.cpu.paging_changed();
@@ -82,7 +86,8 @@ fn divisions() {
 fn what_is_no_instruction() {
     assert_eq!(Guest::new().fault(&[0x90, 0x0f, 0x0b]), (6, 0, CODE + 1));
     assert_eq!(Guest::new().fault(&[0xf0, 0x01, 0xc0]), (6, 0, CODE), "LOCK of a register");
-    let long = [0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90];
+    let long =
+        [0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90];
     assert_eq!(Guest::new().fault(&long), (13, 0, CODE), "16 bytes");
 }
 

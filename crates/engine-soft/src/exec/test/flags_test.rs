@@ -16,7 +16,21 @@ impl Random {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        let edge = [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 63, u64::MAX];
+        let edge = [
+            0,
+            1,
+            0x7f,
+            0x80,
+            0xff,
+            0x7fff,
+            0x8000,
+            0xffff,
+            0x7fff_ffff,
+            0x8000_0000,
+            0xffff_ffff,
+            1 << 63,
+            u64::MAX,
+        ];
         match self.0 % 4 {
             0 => edge[(self.0 >> 8) as usize % edge.len()],
             _ => self.0.wrapping_mul(0x2545_f491_4f6c_dd1d),
@@ -132,7 +146,8 @@ fn results_and_flags_are_the_hosts() {
     let mut random = Random(0x1234_5678_9abc_def1);
     for form in forms() {
         // The overflow flag of shifts by more than one is undefined, and this processor leaves another one where the count is immediate.
-        let undefined = if form.iter().any(|b| matches!(b, 0xc0 | 0xc1)) && form.len() > 2 { 0x800 } else { 0 };
+        let undefined =
+            if form.iter().any(|b| matches!(b, 0xc0 | 0xc1)) && form.len() > 2 { 0x800 } else { 0 };
         for _ in 0..200 {
             let state = [random.next(), random.next(), random.next(), random.next() & STATUS];
             let mut expected = native.run(&form, state);
@@ -154,7 +169,11 @@ fn scans_by_count() {
             let form = [prefix, &[0x0f, op, 0xc1]].concat();
             for _ in 0..100 {
                 let state = [random.next(), random.next(), 0, random.next() & STATUS];
-                assert_eq!(interpreted(&mut guest, &form, state), native.run(&form, state), "{form:x?} on {state:x?}");
+                assert_eq!(
+                    interpreted(&mut guest, &form, state),
+                    native.run(&form, state),
+                    "{form:x?} on {state:x?}"
+                );
             }
         }
     }

@@ -84,13 +84,13 @@ impl Guest {
     }
 
     fn tables(&mut self) {
-        self.put(TABLES, TABLES + PAGE | 7, 8);
-        self.put(TABLES + PAGE, TABLES + 2 * PAGE | 7, 8);
+        self.put(TABLES, (TABLES + PAGE) | 7, 8);
+        self.put(TABLES + PAGE, (TABLES + 2 * PAGE) | 7, 8);
         for n in 0..8 {
-            self.put(TABLES + 2 * PAGE + 8 * n, TABLES + (3 + n) * PAGE | 7, 8);
+            self.put(TABLES + 2 * PAGE + 8 * n, (TABLES + (3 + n) * PAGE) | 7, 8);
         }
         for n in 0..8 * 512 {
-            self.put(TABLES + 3 * PAGE + 8 * n, n * PAGE | 7, 8);
+            self.put(TABLES + 3 * PAGE + 8 * n, (n * PAGE) | 7, 8);
         }
         // Each handler stores its vector and halts.
         for vector in 0..32u64 {
@@ -116,7 +116,13 @@ impl Guest {
         cpu.cr3 = TABLES;
         cpu.gdtr = Table { base: 0x1000, limit: 0x17 };
         cpu.idtr = Table { base: IDT, limit: 0x1ff };
-        let code = Segment { base: 0, limit: u32::MAX, selector: 8, access: 0x9b | access::L | access::G, unusable: false };
+        let code = Segment {
+            base: 0,
+            limit: u32::MAX,
+            selector: 8,
+            access: 0x9b | access::L | access::G,
+            unusable: false,
+        };
         let data = Segment { access: 0x93 | access::DB | access::G, selector: 0x10, ..code };
         cpu.seg = [data; 6];
         cpu.seg[sreg::CS] = code;

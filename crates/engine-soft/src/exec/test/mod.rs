@@ -3,7 +3,7 @@
 mod block_test;
 mod fault_test;
 mod flags_test;
-mod guest;
+pub(crate) mod guest;
 mod instruction_test;
 mod speed_test;
 mod world_test;
