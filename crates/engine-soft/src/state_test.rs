@@ -197,11 +197,8 @@ fn a_processor_without_an_apic() {
 #[test]
 fn bits_that_do_not_exist_are_dropped_from_flags_and_debug_registers() {
     let mut cpu = fixture::processor(1 << 16);
-    load(
-        &mut cpu,
-        &CpuState { rflags: u64::MAX & !Rflags::VM.bits(), dr6: 0, dr7: 0xffff_ffff, ..at_power_on(0) },
-    )
-    .unwrap();
+    load(&mut cpu, &CpuState { rflags: !Rflags::VM.bits(), dr6: 0, dr7: 0xffff_ffff, ..at_power_on(0) })
+        .unwrap();
     let saved = save(&cpu);
     assert_eq!(saved.rflags, (Rflags::all() - Rflags::VM).bits());
     assert_eq!((saved.dr6, saved.dr7), (0xffff_0ff0, 0xffff_2fff));

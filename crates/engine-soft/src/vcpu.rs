@@ -77,7 +77,6 @@ impl<'a> Running<'a> {
             match exec::run(cpu) {
                 Stop::Attention | Stop::Wait => {}
                 Stop::TripleFault => return Halt::TripleFault,
-                Stop::Debug => return Halt::Debug,
             }
             cpu.publish_counts();
         }

@@ -12,6 +12,7 @@ use super::descriptor::kind;
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault, Flow};
 use crate::operand::{mask, segment_number};
+use crate::vm::count;
 
 /// Iterations of a repeated instruction before the run loop looks whether something wants attention.
 const ITERATIONS_MAX: u32 = 256;
@@ -41,12 +42,14 @@ fn check(cpu: &mut Cpu, port: u16, len: usize) -> Exec {
 
 fn read(cpu: &mut Cpu, port: u16, len: usize) -> u32 {
     let mut data = [0; 4];
+    cpu.counters.add(count::PORT_IO, 1);
     cpu.with_io(|io| io.port_read(port, &mut data[..len]));
     debug::port_access(cpu, port, len as u64);
     u32::from_le_bytes(data)
 }
 
 fn write(cpu: &mut Cpu, port: u16, len: usize, value: u32) {
+    cpu.counters.add(count::PORT_IO, 1);
     cpu.with_io(|io| io.port_write(port, &value.to_le_bytes()[..len]));
     debug::port_access(cpu, port, len as u64);
 }

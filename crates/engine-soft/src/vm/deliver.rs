@@ -31,11 +31,11 @@ impl Shared {
         let mut count = 0;
         for (id, port) in (0..).zip(&self.ports) {
             let apic = port.apic();
-            if apic.matches_destination(message.destination, sender == Some(id)) && apic.is_enabled() {
-                if let Some(slot) = candidates.get_mut(count) {
-                    *slot = (id as usize, apic.arbitration_priority());
-                    count += 1;
-                }
+            let takes_part =
+                apic.is_enabled() && apic.matches_destination(message.destination, sender == Some(id));
+            if let Some(slot) = candidates.get_mut(count).filter(|_| takes_part) {
+                *slot = (id as usize, apic.arbitration_priority());
+                count += 1;
             }
         }
         let port = arbitrate(message.vector, &candidates[..count]).and_then(|id| self.ports.get(id));

@@ -98,14 +98,13 @@ impl Cpu {
             self.counters.add(count::INTERRUPTS, 1);
             return sys::deliver_nmi(self);
         }
-        if self.interrupt_hint && self.flag(Rflags::IF) && self.shadow == Shadow::None {
-            if let Some(vector) = self.take_interrupt() {
-                self.run_state = RunState::Running;
-                self.counters.add(count::INTERRUPTS, 1);
-                return sys::deliver_interrupt(self, vector);
-            }
+        if !self.interrupt_hint || !self.flag(Rflags::IF) || self.shadow != Shadow::None {
+            return Ok(());
         }
-        Ok(())
+        let Some(vector) = self.take_interrupt() else { return Ok(()) };
+        self.run_state = RunState::Running;
+        self.counters.add(count::INTERRUPTS, 1);
+        sys::deliver_interrupt(self, vector)
     }
 
     fn deliver_injected(&mut self, injected: Injected) -> Result<(), TripleFault> {
