@@ -20,6 +20,12 @@ use crate::protocol::Start;
 /// # Errors
 /// It could not be started.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let name = args.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
+    let mut spec = MachineSpec::new(name.clone(), args.cpus, args.memory);
+    (spec.cpu_model, spec.entry) = (args.cpu_model, args.boot_protocol);
+    spec.cmdline = args.append.clone().unwrap_or_default();
+    // Before anything is fetched.
+    spec.check()?;
     let (kernel, initrd, append) = match (&args.kernel, &args.initrd) {
         (Some(kernel), initrd) => (open(kernel, "kernel")?, initrd.as_deref().map(|i| open(i, "initrd")).transpose()?, guest::CONSOLE),
         (None, Some(_)) => bail!("--initrd needs --kernel"),
@@ -28,11 +34,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             (open(&guest.kernel, "kernel")?, Some(open(&guest.initrd, "initrd")?), guest::CMDLINE)
         }
     };
-    let name = args.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
-    let mut spec = MachineSpec::new(name.clone(), args.cpus, args.memory);
-    (spec.cpu_model, spec.entry) = (args.cpu_model, args.boot_protocol);
     spec.cmdline = args.append.unwrap_or_else(|| append.into());
-    spec.check()?;
     let start = Start { spec: Some(spec), kernel: true, initrd: initrd.is_some(), ..empty(&args.common) };
     let files = [Some(kernel), initrd];
     start_job(name, start, files.into_iter().flatten().collect(), &args.common)

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use umbra_engine::Engine;
@@ -56,6 +56,8 @@ struct Life {
     files: Option<BootFiles>,
     no_reboot: bool,
     link: Arc<Link>,
+    /// What is told when the processors run for the first time.
+    first: Mutex<Option<Message>>,
 }
 
 fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Result<Ending> {
@@ -86,11 +88,12 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
         }
     };
     link.send(&Message::Created(machine.spec().clone()), &[])?;
+    let first = if start.saved { Message::Restored } else { Message::Booted };
+    let first = Mutex::new(Some(first));
+    let life = Arc::new(Life { machine, files, no_reboot: start.no_reboot, link: link.clone(), first });
     if !start.paused {
-        machine.resume()?;
-        link.send(&if start.saved { Message::Restored } else { Message::Booted }, &[])?;
+        life.resume()?;
     }
-    let life = Arc::new(Life { machine, files, no_reboot: start.no_reboot, link: link.clone() });
     let wakes = gather(link, machine_events)?;
     feed_console(life.clone(), console)?;
     life.run(&wakes)
@@ -198,10 +201,17 @@ impl Life {
         Ok(())
     }
 
+    fn resume(&self) -> anyhow::Result<()> {
+        self.machine.resume()?;
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.map_or(Ok(()), |message| self.link.send(&message, &[]))?;
+        Ok(())
+    }
+
     fn answer(&self, request: &Request, descriptors: Vec<OwnedFd>) -> anyhow::Result<Answer> {
         match request {
             Request::Pause => self.machine.pause()?,
-            Request::Resume => self.machine.resume()?,
+            Request::Resume => self.resume()?,
             Request::PowerButton => self.machine.press_power_button(),
             Request::Save => {
                 let file = descriptors.into_iter().next().ok_or_else(|| anyhow::anyhow!("no file came with the request"))?;

@@ -98,7 +98,7 @@ fn sizes_and_counts_have_limits() {
         home.refuse(&run_with(&kernel, &[&format!("--memory={size}")]), &[size, "512M"]);
     }
     let long = "x".repeat(100_000);
-    home.refuse(&run_with(&kernel, &["--append", &long]), &["command line has 100000 bytes", "at most"]);
+    home.refuse(&run_with(&kernel, &["--append", &long]), &["command line has 100000 bytes", "more than"]);
 }
 
 #[test]

@@ -221,6 +221,15 @@ fn the_initrd_is_an_archive_with_busybox_and_modules() {
 }
 
 #[test]
+fn nothing_is_fetched_for_a_machine_that_cannot_be() {
+    let debian = Debian::new();
+    let output = debian.run(&["--quiet", "--cpus", "0"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    one_sentence(&text(&output.stderr));
+    assert_eq!((debian.downloads(), debian.cached().len()), (0, 0));
+}
+
+#[test]
 fn a_host_without_apt_is_told_which_files_to_give() {
     let debian = Debian::new();
     fs::remove_file(debian.programs.join("apt-cache")).unwrap();

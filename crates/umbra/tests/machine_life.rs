@@ -239,6 +239,7 @@ fn many_of_one_name_at_once_give_one_machine() {
     wait_until("three refusals", || {
         all.iter_mut().filter_map(|vm| vm.has_ended().then_some(())).count() == 3
     });
+    wait_until("the one machine", || home.info("web").is_some());
     home.succeed(&["stop", "--force", "web"]);
     let mut codes: Vec<_> = all.into_iter().map(|vm| vm.end().status.code().unwrap()).collect();
     codes.sort_unstable();

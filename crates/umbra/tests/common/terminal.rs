@@ -2,11 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, Stdio};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
@@ -17,8 +20,10 @@ use super::{Home, LIMIT, text};
 /// The user's side of a terminal.
 pub struct Terminal {
     master: Option<Arc<File>>,
-    slave: OwnedFd,
+    slave: Option<OwnedFd>,
     shown: Arc<Mutex<Vec<u8>>>,
+    closing: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Terminal {
@@ -29,8 +34,10 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).unwrap();
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let slave = open(name.as_c_str(), flags, Mode::empty()).unwrap();
-        let shown = Arc::new(Mutex::new(Vec::new()));
-        Self { master: Some(Arc::new(File::from(master))), slave, shown }
+        let master = Arc::new(File::from(master));
+        let (shown, closing) = (Arc::default(), Arc::default());
+        let reader = collect(master.clone(), Arc::clone(&shown), Arc::clone(&closing));
+        Self { master: Some(master), slave: Some(slave), shown, closing, reader: Some(reader) }
     }
 
     /// Runs `umbra` on it. `session` makes it the process' controlling terminal, so that its end is a signal.
@@ -42,31 +49,9 @@ impl Terminal {
         } else {
             home.umbra(arguments)
         };
-        let stream = || Stdio::from(self.slave.try_clone().unwrap());
+        let stream = || Stdio::from(self.slave.as_ref().unwrap().try_clone().unwrap());
         command.stdin(stream()).stdout(stream()).stderr(stream());
-        let running = Running::adopt(spawn(command));
-        self.collect();
-        running
-    }
-
-    /// Reads what is shown; the thread ends with the terminal.
-    fn collect(&self) {
-        let (master, shown) = (Arc::downgrade(self.master.as_ref().unwrap()), self.shown.clone());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            // The terminal's last owner must be able to close it, so nothing blocks while this holds it.
-            while let Some(master) = master.upgrade() {
-                let mut ready = [rustix::event::PollFd::new(&*master, rustix::event::PollFlags::IN)];
-                let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-                match rustix::event::poll(&mut ready, Some(&wait)) {
-                    Ok(1..) => match (&*master).read(&mut bytes) {
-                        Ok(n @ 1..) => shown.lock().unwrap().extend_from_slice(&bytes[..n]),
-                        _ => return,
-                    },
-                    _ => std::thread::yield_now(),
-                }
-            }
-        });
+        Running::adopt(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")))
     }
 
     pub fn shown(&self) -> String {
@@ -87,7 +72,7 @@ impl Terminal {
     }
 
     pub fn settings(&self) -> Termios {
-        tcgetattr(self.slave.as_fd()).unwrap()
+        tcgetattr(self.slave.as_ref().unwrap()).unwrap()
     }
 
     /// Whether it passes every key on, without echo.
@@ -97,11 +82,34 @@ impl Terminal {
 
     /// Takes the terminal away, as when its window is closed.
     pub fn close(&mut self) {
-        let master = self.master.take().unwrap();
-        super::wait_until("the terminal's other users", || Arc::strong_count(&master) == 1);
+        self.closing.store(true, Ordering::SeqCst);
+        self.reader.take().unwrap().join().unwrap();
+        self.slave = None;
+        let master = Arc::into_inner(self.master.take().unwrap());
+        assert!(master.is_some(), "nobody else holds it open");
     }
 }
 
-fn spawn(mut command: Command) -> std::process::Child {
-    command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // The reader ends soon; nobody waits for it.
+        self.closing.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Collects what is shown.
+fn collect(master: Arc<File>, shown: Arc<Mutex<Vec<u8>>>, closing: Arc<AtomicBool>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while !closing.load(Ordering::SeqCst) {
+            let mut ready = [PollFd::new(&*master, PollFlags::IN)];
+            let wait = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            if poll(&mut ready, Some(&wait)).is_ok_and(|count| count > 0) {
+                match (&*master).read(&mut bytes) {
+                    Ok(n @ 1..) => shown.lock().unwrap().extend_from_slice(&bytes[..n]),
+                    _ => return,
+                }
+            }
+        }
+    })
 }

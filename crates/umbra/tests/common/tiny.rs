@@ -7,7 +7,7 @@ use umbra_boot::layout;
 
 /// Where the code is loaded and entered.
 const CODE: u32 = 0x10_0000;
-/// Memory of the guest's own, zero at the start, beyond the code.
+/// Memory of the guest's own, beyond the code.
 const COUNTER: u32 = 0x30_0000;
 /// Zeroes: an interrupt table without entries.
 const NOTHING: u32 = 0x30_0010;
@@ -119,7 +119,8 @@ pub fn console() -> Vec<u8> {
     // out dx, al; jmp to `poll`
     let code = code.on_key(b'c', count).add(&[0xee, 0xe9]);
     let back = poll as i32 - (code.0.len() as i32 + 4);
-    code.add(&back.to_le_bytes()).kernel()
+    // Its own memory is zero at each start because the file says so.
+    code.add(&back.to_le_bytes()).kernel_of_size(u64::from(NOTHING + 16 - CODE))
 }
 
 /// A 64-bit ELF file that is loaded at [`CODE`].
