@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output};
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +10,9 @@ use anyhow::{Context, Result, bail};
 use crate::cache::{self, Scratch};
 use crate::guests::Kernel;
 use crate::process::{Line, Process};
+
+/// A command to a running machine that takes longer hangs.
+const CONTROL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where the release program is; `UMBRA_PROGRAM` names another.
 pub fn program() -> PathBuf {
@@ -57,9 +60,17 @@ impl Umbra {
         command
     }
 
-    /// Runs a command to its end.
-    pub fn control(&self, arguments: &[&str]) -> Result<Output> {
-        self.command(arguments).output().with_context(|| format!("cannot run umbra {}", arguments.join(" ")))
+    /// Runs a command to its end, which must be a success and come within [`CONTROL_LIMIT`]; gives what it said.
+    pub fn control(&self, arguments: &[&str]) -> Result<Vec<Line>> {
+        let what = arguments.join(" ");
+        let mut process = Process::start(&self.command(arguments))?;
+        let mut lines = Vec::new();
+        process.wait_for(CONTROL_LIMIT, &mut lines, |_| false);
+        match process.finish(CONTROL_LIMIT)? {
+            Some(status) if status.success() => Ok(lines),
+            Some(status) => bail!("umbra {what}: {status}{}", told(&lines)),
+            None => bail!("umbra {what} did not end within {} s", CONTROL_LIMIT.as_secs()),
+        }
     }
 
     /// Boots the test guest of `kernel`; `task` goes on its command line, `arguments` on ours.
@@ -123,9 +134,13 @@ impl Guest {
 
     /// The last lines, for a message.
     pub fn told(&self) -> String {
-        let tail = &self.lines[self.lines.len().saturating_sub(30)..];
-        tail.iter().map(|line| format!("\n  {:8.2} {}", line.at.as_secs_f64(), line.text)).collect()
+        told(&self.lines)
     }
+}
+
+fn told(lines: &[Line]) -> String {
+    let tail = &lines[lines.len().saturating_sub(30)..];
+    tail.iter().map(|line| format!("\n  {:8.2} {}", line.at.as_secs_f64(), line.text)).collect()
 }
 
 /// The number of the last `guest: tick N` line.

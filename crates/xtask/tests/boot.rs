@@ -118,14 +118,14 @@ fn a_paused_guest_is_silent_and_a_resumed_one_goes_on() -> Result<()> {
     let (guests, umbra) = (Guests::load()?, Umbra::new()?);
     let mut guest = umbra.boot(guests.kernel("6.12")?, "umbra.task=count umbra.ticks=1000", &SOFT)?;
     guest.expect("guest: tick 3 ", BOOT)?;
-    ensure!(umbra.control(&["pause", "guest"])?.status.success());
+    umbra.control(&["pause", "guest"])?;
     // What it said before it was stopped may still be on its way.
     let silent = guest.expect("guest: tick 9999 ", Duration::from_secs(4));
     ensure!(silent.is_err());
     let before = guest.lines.len();
     ensure!(guest.expect("guest: tick", Duration::from_secs(4)).is_err(), "it ticks though paused");
     ensure!(guest.lines.len() == before);
-    ensure!(umbra.control(&["resume", "guest"])?.status.success());
+    umbra.control(&["resume", "guest"])?;
     let tick = guest.expect("guest: tick", STEP)?.text;
     ensure!(tick.contains("memory ok"), "{tick}");
     Ok(())
@@ -139,8 +139,7 @@ fn a_saved_guest_continues_where_it_was() -> Result<()> {
     let options = arguments(&["--memory", "256M", "--cpu-model", "portable", "--cpus", "2"]);
     let mut guest = umbra.boot(guests.kernel("6.12")?, "umbra.task=count umbra.ticks=1000", &options)?;
     guest.expect("guest: tick 3 ", BOOT)?;
-    let saved = umbra.control(&["save", "guest", &file.to_string_lossy()])?;
-    ensure!(saved.status.success(), "{saved:?}");
+    umbra.control(&["save", "guest", &file.to_string_lossy()])?;
     guest.finish_with(0, STEP)?;
     let last = xtask::umbra::last_tick(&guest.lines).context("no tick")?;
     let mut restored = umbra.restore(&file, &SOFT)?;
