@@ -26,8 +26,6 @@ impl Fault {
     pub const DE: Self = Self::plain(0);
     /// Debug exception; DR6 has been set.
     pub const DB: Self = Self::plain(1);
-    /// Overflow.
-    pub const OF: Self = Self::plain(4);
     /// BOUND range exceeded.
     pub const BR: Self = Self::plain(5);
     /// Invalid opcode.

@@ -67,7 +67,7 @@ impl<'a> Running<'a> {
             if cpu.attend() {
                 return Halt::Stopped;
             }
-            if cpu.run_state != RunState::WaitForSipi && cpu.deliver_events().is_err() {
+            if cpu.run_state != RunState::WaitForSipi && cpu.in_world(Cpu::deliver_events).is_err() {
                 return Halt::TripleFault;
             }
             if cpu.run_state != RunState::Running {

@@ -104,6 +104,11 @@ impl Cpu {
             32 => (0xffff_ffff, cs.limit.into()),
             _ => (0xffff, cs.limit.into()),
         };
+        if self.tlb.generation == u32::MAX {
+            // Numbers come round again: nothing may be left that was found under the old ones.
+            self.tlb.generation = 0;
+            self.cache.clear();
+        }
         let key = u64::from(self.tlb.generation) << 32 | self.tlb.context << 16 | u64::from(user) << 8;
         self.fast.key = key | u64::from(self.mode.block_key());
     }

@@ -88,6 +88,14 @@ impl Cpu {
         }
     }
 
+    /// Does what reaches guest memory by linear address outside of [`crate::exec::run`]: the delivery of interrupts.
+    pub fn in_world<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> R {
+        self.enter_world();
+        let r = f(self);
+        self.leave_world();
+        r
+    }
+
     /// Whether this processor is inside the world.
     pub fn is_inside(&self) -> bool {
         self.shared.ports.get(self.id as usize).is_some_and(|port| port.inside.load(Ordering::Relaxed))
