@@ -1,0 +1,3 @@
+//! What tests of several crates share, and test programs of their own.
+
+pub mod diff;
