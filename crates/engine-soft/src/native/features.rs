@@ -165,6 +165,14 @@ const EMULATED: &[Feature] = {
     ]
 };
 
+/// Switches against speculation, which do nothing: with IBRS that can be left on, without IBPB, and free of the flaw that
+/// the last one names, a guest needs no retpolines, flushes or fences between its own programs. Speculation inside a machine is out of scope.
+const DEFENCES: &[Feature] = &[
+    at(0x8000_0008, 0, CpuidReg::Ebx, 14), // IBRS
+    at(7, 2, CpuidReg::Edx, 4),            // BHI_CTRL
+    at(0x8000_0008, 0, CpuidReg::Ebx, 29), // BTC_NO
+];
+
 /// Features that the engine gives because it does XSAVE and its kin itself.
 const WITH_XSAVE: &[Feature] = &[feature::XSAVEOPT, feature::XSAVEC, feature::XGETBV1, feature::XSAVES];
 
@@ -189,8 +197,9 @@ pub fn host_features() -> CpuidTable {
     // CLFLUSH line size; the APIC ID and the number of processors are the machine's.
     t.set(CpuidEntry { ebx: version.ebx & 0xff00, ecx: 0, edx: 0, ..version });
     t.set(CpuidEntry { leaf: 6, eax: 1 << 2, ..CpuidEntry::default() });
-    for subleaf in 0..2 {
-        t.set(CpuidEntry { leaf: 7, subleaf, indexed: true, eax: u32::from(subleaf == 0), ..CpuidEntry::default() });
+    for subleaf in 0..=2 {
+        let eax = if subleaf == 0 { 2 } else { 0 };
+        t.set(CpuidEntry { leaf: 7, subleaf, indexed: true, eax, ..CpuidEntry::default() });
     }
     let extended_max = host(0x8000_0000, 0);
     t.set(CpuidEntry { eax: 0x8000_0008, ..extended_max });
@@ -227,7 +236,7 @@ fn set_features(t: &mut CpuidTable) {
             t.set_feature(*f, true);
         }
     }
-    EMULATED.iter().for_each(|f| t.set_feature(*f, true));
+    EMULATED.iter().chain(DEFENCES).for_each(|f| t.set_feature(*f, true));
     if t.has(feature::XSAVE) {
         WITH_XSAVE.iter().for_each(|f| t.set_feature(*f, true));
     } else {

@@ -23,6 +23,8 @@ pub(super) const AMD_IBPB: Feature = bit(0x8000_0008, CpuidReg::Ebx, 12);
 const AMD_IBRS: Feature = bit(0x8000_0008, CpuidReg::Ebx, 14);
 const AMD_STIBP: Feature = bit(0x8000_0008, CpuidReg::Ebx, 15);
 const AMD_SSBD: Feature = bit(0x8000_0008, CpuidReg::Ebx, 24);
+const RRSBA_CTRL: Feature = Feature { subleaf: 2, ..bit(7, CpuidReg::Edx, 2) };
+const BHI_CTRL: Feature = Feature { subleaf: 2, ..bit(7, CpuidReg::Edx, 4) };
 const OSVW: Feature = bit(0x8000_0001, CpuidReg::Ecx, 9);
 
 /// IA32_ARCH_CAPABILITIES, unless the machine was given another: what a processor says that needs no software against
@@ -139,7 +141,9 @@ const TABLE: &[Row] = &[
 
 fn spec_ctrl(cpu: &Cpu, _: u32, value: u64) -> bool {
     let has = |a, b| u64::from(cpu.cpuid.has(a) || cpu.cpuid.has(b));
-    value & !(has(SPEC_CTRL, AMD_IBRS) | has(STIBP, AMD_STIBP) << 1 | has(SSBD, AMD_SSBD) << 2) == 0
+    let common = has(SPEC_CTRL, AMD_IBRS) | has(STIBP, AMD_STIBP) << 1 | has(SSBD, AMD_SSBD) << 2;
+    let defences = has(RRSBA_CTRL, RRSBA_CTRL) << 6 | has(BHI_CTRL, BHI_CTRL) << 10;
+    value & !(common | defences) == 0
 }
 
 fn is_mtrr_type(value: u64) -> bool {
@@ -205,6 +209,8 @@ pub fn at_power_on(cpu: &Cpu, number: u32) -> Option<u64> {
     let row = row(cpu, number)?;
     Some(match number {
         MC_FIRST..=MC_LAST if number & 3 == 0 => u64::MAX,
+        // IBRS can be left on for good, where there is one.
+        IA32_ARCH_CAPABILITIES if cpu.cpuid.has(SPEC_CTRL) || cpu.cpuid.has(AMD_IBRS) => row.3 | 2,
         _ => row.3,
     })
 }

@@ -40,8 +40,8 @@ fn shown(vendor: &[u8; 12]) -> CpuidTable {
         ecx: word(8),
         ..CpuidEntry::default()
     });
-    let sizes = table.get(0x8000_0008, 0).map_or(0, |e| e.eax) & !0xff | 46;
-    table.set(CpuidEntry { leaf: 0x8000_0008, eax: sizes, ..CpuidEntry::default() });
+    let sizes = table.get(0x8000_0008, 0).copied().unwrap_or_default();
+    table.set(CpuidEntry { leaf: 0x8000_0008, eax: sizes.eax & !0xff | 46, ..sizes });
     [feature::SEP, feature::XSAVE, feature::MSR].iter().for_each(|f| table.set_feature(*f, true));
     table
 }

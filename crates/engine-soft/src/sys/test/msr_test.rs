@@ -72,7 +72,9 @@ fn values_are_checked() {
         (IA32_BIOS_SIGN_ID, 0, true),
         (IA32_DEBUGCTL, 3, true),
         (IA32_DEBUGCTL, 1 << 6, false),
-        (IA32_SPEC_CTRL, 0, false),
+        (IA32_SPEC_CTRL, 0x401, true), // IBRS and BHI_DIS_S
+        (IA32_SPEC_CTRL, 2, false),
+        (IA32_PRED_CMD, 1, false),
         (MSR_HWCR, 0, false),
     ];
     for (number, value, ok) in cases {
@@ -95,6 +97,19 @@ fn amd_has_its_own() {
     assert_eq!(read(&mut cpu, IA32_FEATURE_CONTROL), None);
     assert_eq!(write(&mut cpu, IA32_FMASK, 1 << 32 | 0x200), Some(()));
     assert_eq!(cpu.msr.fmask, 0x200);
+}
+
+#[test]
+fn what_a_guest_need_not_defend_against() {
+    let mut b = Bench::new(Start::Long, 0);
+    let (rdcl_no, ibrs_all) = (1, 2);
+    let capabilities = read(&mut b.cpu, IA32_ARCH_CAPABILITIES).unwrap();
+    assert_eq!(capabilities & (rdcl_no | ibrs_all), rdcl_no | ibrs_all);
+    let mut cpuid = shown(b"GenuineIntel");
+    cpuid.retain(|e| e.leaf != 0x8000_0008);
+    let mut cpu = processor_with(0x10_0000, cpuid);
+    assert_eq!(read(&mut cpu, IA32_ARCH_CAPABILITIES), Some(capabilities & !ibrs_all));
+    assert_eq!((read(&mut cpu, IA32_SPEC_CTRL), write(&mut cpu, IA32_SPEC_CTRL, 0)), (None, None));
 }
 
 #[test]
