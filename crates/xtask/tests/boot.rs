@@ -105,8 +105,9 @@ fn a_reset_boots_again_and_ends_the_run_where_asked() -> Result<()> {
 #[ignore = "boots a whole guest: cargo xtask test boot"]
 fn the_guest_s_clock_goes_as_the_host_s() -> Result<()> {
     let (guests, umbra) = (Guests::load()?, Umbra::new()?);
-    let mut guest = umbra.boot(guests.kernel("6.12")?, "umbra.task=clock umbra.ticks=8", &SOFT)?;
-    guest.expect("guest: clock 8 ", BOOT)?;
+    let mut guest = umbra.boot(guests.kernel("6.12")?, "umbra.task=clock umbra.ticks=24", &SOFT)?;
+    guest.expect("guest: clock 1 ", BOOT)?;
+    guest.expect("guest: clock 24 ", STEP)?;
     let rate = rate_of(&guest.lines).context("the guest told no time")?;
     ensure!((rate - 1.0).abs() <= 0.01, "{rate} guest seconds a second;{}", guest.told());
     Ok(())

@@ -18,7 +18,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// The same for the first boot of a QEMU, which not every machine and kernel get through.
 const TRIAL_LIMIT: Duration = Duration::from_secs(30);
 /// Seconds that the guest's clock is watched.
-const CLOCK_TICKS: u32 = 10;
+const CLOCK_TICKS: u32 = 24;
 /// How far the guest's clock may be off.
 const CLOCK_ERROR_MAX: f64 = 0.01;
 /// QEMU's small machine in a shape in which an unmodified kernel finds a timer to calibrate by under emulation.
@@ -241,8 +241,8 @@ fn clock_rate(process: &Process) -> Result<f64> {
 
 /// The rate from lines `guest: clock N uptime SECONDS …` and the times at which they came.
 ///
-/// A busy machine delays single lines by a tenth of a second and more, so this is the median of the rates between all
-/// pairs of lines that are at least half of the time apart.
+/// A busy machine delays lines, by a tenth of a second and more, and never brings one early. So the least delayed line
+/// of the first third is compared with the least delayed one of the last third.
 pub fn rate_of(lines: &[Line]) -> Option<f64> {
     let uptime = |line: &Line| -> Option<(f64, f64)> {
         let words: Vec<&str> = line.text.split_whitespace().collect();
@@ -251,10 +251,11 @@ pub fn rate_of(lines: &[Line]) -> Option<f64> {
         line.text.contains("guest: clock").then_some((line.at.as_secs_f64(), guest))
     };
     let ticks: Vec<_> = lines.iter().filter_map(uptime).collect();
-    let half = (ticks.last()?.0 - ticks.first()?.0) / 2.0;
-    let pairs = ticks.iter().flat_map(|from| ticks.iter().map(move |to| (from, to)));
-    let apart = pairs.filter(|(from, to)| to.0 > from.0 && to.0 - from.0 >= half);
-    median(&apart.map(|(from, to)| (to.1 - from.1) / (to.0 - from.0)).collect::<Vec<_>>())
+    let third = ticks.len().div_ceil(3);
+    let delay = |tick: &&(f64, f64)| tick.0 - tick.1;
+    let least = |some: &[(f64, f64)]| some.iter().min_by(|a, b| delay(a).total_cmp(&delay(b))).copied();
+    let (first, last) = (least(ticks.get(..third)?)?, least(ticks.get(ticks.len() - third..)?)?);
+    (last.0 > first.0).then(|| (last.1 - first.1) / (last.0 - first.0))
 }
 
 fn last_lines(lines: &[Line]) -> String {
