@@ -9,7 +9,10 @@ use umbra_testkit::diff::run::{Plan, Subject, Summary, run};
 use umbra_testkit::diff::state::Bits;
 
 fn report(s: &Summary) -> String {
-    let lines = s.failures.iter().flat_map(|(form, reports)| [form.clone()].into_iter().chain(reports.iter().cloned()));
+    let lines = s
+        .failures
+        .iter()
+        .flat_map(|(form, reports)| [form.clone()].into_iter().chain(reports.iter().cloned()));
     lines.take(60).collect::<Vec<_>>().join("\n")
 }
 
@@ -26,11 +29,20 @@ fn all_forms(bits: Bits) {
     let plan = Plan { bits, seed: 7, time: Duration::ZERO, each: 5, only: None };
     let summary = compare(&plan);
     assert_eq!(summary.unmade, Vec::<String>::new(), "forms of which no test can be made");
-    assert_eq!(summary.never_completed(bits), Vec::<&str>::new(), "forms of which every test ended in an exception");
+    assert_eq!(
+        summary.never_completed(bits),
+        Vec::<&str>::new(),
+        "forms of which every test ended in an exception"
+    );
     let guest = Guest::new().expect("the engine's guest");
     let offered = coverage::forms(bits).filter(|c| guest.offers(*c)).count();
     assert_eq!(summary.compared.len() + summary.listed.len(), offered);
-    assert!(summary.tests > 15_000 && summary.completed > 13_000, "{} tests, {} completed", summary.tests, summary.completed);
+    assert!(
+        summary.tests > 15_000 && summary.completed > 13_000,
+        "{} tests, {} completed",
+        summary.tests,
+        summary.completed
+    );
 }
 
 #[test]
@@ -68,9 +80,8 @@ fn what_once_differed() {
 
 #[test]
 fn the_lists_name_what_exists() {
-    let names: std::collections::HashSet<String> = iced_x86::Code::values()
-        .flat_map(|c| [format!("{c:?}"), format!("{:?}", c.mnemonic())])
-        .collect();
+    let names: std::collections::HashSet<String> =
+        iced_x86::Code::values().flat_map(|c| [format!("{c:?}"), format!("{:?}", c.mnemonic())]).collect();
     let unknown: Vec<&str> = coverage::listed().filter(|n| !names.contains(*n)).collect();
     assert_eq!(unknown, Vec::<&str>::new());
 }
@@ -92,7 +103,13 @@ fn a_wrong_engine_is_found_out() {
             Ok(outcome)
         }
     }
-    let plan = Plan { bits: Bits::SixtyFour, seed: 3, time: Duration::ZERO, each: 2, only: Some("Addps_xmm_xmmm128".into()) };
+    let plan = Plan {
+        bits: Bits::SixtyFour,
+        seed: 3,
+        time: Duration::ZERO,
+        each: 2,
+        only: Some("Addps_xmm_xmmm128".into()),
+    };
     let mut oracle = Oracle::start().expect("the child");
     let summary = run(&plan, &mut oracle, &mut Wrong(Guest::new().expect("the guest"))).expect("both go on");
     assert_eq!(summary.failures.len(), summary.compared.len());

@@ -40,12 +40,39 @@ pub fn run(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
         Operand::None => execute(cpu, i, plan, Buffer::empty().address(0)),
         Operand::Whole => {
             let result = plain(cpu, i, plan);
-            if plan.x87 && plan.write && result.is_err_and(|f| f != Fault::MF) && nothing_to_store(cpu, i, plan) { Ok(()) } else { result }
+            stored(cpu, i, plan, result)
         }
         Operand::Bits(index) => bits(cpu, i, plan, index),
         Operand::Line => line(cpu, i, plan),
-        Operand::Masked(masked) => elements(cpu, i, plan, masked),
+        Operand::Masked(masked) => {
+            let result = elements(cpu, i, plan, masked);
+            stored(cpu, i, plan, result)
+        }
     }
+}
+
+/// The end of an instruction: a floating-point exception comes before whatever is wrong with the operand that would be stored to.
+fn stored(cpu: &mut Cpu, i: &Instruction, plan: &Plan, result: Exec) -> Exec {
+    match result {
+        Err(fault) if plan.write && !plan.read && is_of_memory(fault) => store_faulted(cpu, i, plan, fault),
+        _ => result,
+    }
+}
+
+fn is_of_memory(fault: Fault) -> bool {
+    matches!(fault.vector, 12..=14)
+}
+
+#[cold]
+fn store_faulted(cpu: &mut Cpu, i: &Instruction, plan: &Plan, fault: Fault) -> Exec {
+    if plan.x87 {
+        return if nothing_to_store(cpu, i, plan) { Ok(()) } else { Err(fault) };
+    }
+    if plan.mxcsr {
+        // The conversion is done, and its flags set, before the store is tried.
+        execute(cpu, i, plan, Buffer::empty().address(64))?;
+    }
+    Err(fault)
 }
 
 fn plain(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
@@ -85,10 +112,12 @@ fn whole(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64) 
     match cpu.host(linear, plan.len.into(), plan.write)? {
         Host::Direct(at) => direct(cpu, i, plan, at.wrapping_offset(-before as isize)),
         // Whatever was looked up before the world stood still is looked up again.
-        Host::Bounce if plan.locked => alone(cpu, |cpu| match cpu.host(linear, plan.len.into(), plan.write)? {
-            Host::Direct(at) => direct(cpu, i, plan, at.wrapping_offset(-before as isize)),
-            Host::Bounce => bounce(cpu, i, plan, linear, before),
-        }),
+        Host::Bounce if plan.locked => {
+            alone(cpu, |cpu| match cpu.host(linear, plan.len.into(), plan.write)? {
+                Host::Direct(at) => direct(cpu, i, plan, at.wrapping_offset(-before as isize)),
+                Host::Bounce => bounce(cpu, i, plan, linear, before),
+            })
+        }
         Host::Bounce => bounce(cpu, i, plan, linear, before),
     }
 }
@@ -199,14 +228,26 @@ fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec
         true => (0, size * u64::from(masked.count)),
         false => (u64::from(set.trailing_zeros()) * size, u64::from(64 - set.leading_zeros()) * size),
     };
-    let linear = cpu.linear(cpu.memory_segment_number(i), offset.wrapping_add(first) & mask(width), end - first, plan.write)?;
+    let linear = cpu.linear(
+        cpu.memory_segment_number(i),
+        offset.wrapping_add(first) & mask(width),
+        end - first,
+        plan.write,
+    )?;
     match cpu.host(linear, end - first, plan.write)? {
         Host::Direct(at) => direct(cpu, i, plan, at.wrapping_sub(first as usize)),
         Host::Bounce => bounce_elements(cpu, i, plan, masked, set, linear.wrapping_sub(first)),
     }
 }
 
-fn bounce_elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked, set: u64, linear: u64) -> Exec {
+fn bounce_elements(
+    cpu: &mut Cpu,
+    i: &Instruction,
+    plan: &Plan,
+    masked: Masked,
+    set: u64,
+    linear: u64,
+) -> Exec {
     let mut buffer = Buffer::empty();
     let start = Buffer::start(linear);
     let size = usize::from(masked.element);

@@ -96,7 +96,8 @@ impl Area {
     pub fn new() -> Result<Self, EngineError> {
         let pool = pool()?;
         let slot = pool.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let slot = slot.ok_or_else(|| EngineError::Unavailable("too many processors in one process".into()))?;
+        let slot =
+            slot.ok_or_else(|| EngineError::Unavailable("too many processors in one process".into()))?;
         Ok(Self { pool, slot, used: 0 })
     }
 
@@ -144,3 +145,7 @@ impl Drop for Area {
         self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.slot);
     }
 }
+
+#[cfg(test)]
+#[path = "area_test.rs"]
+mod area_test;

@@ -160,11 +160,15 @@ impl Prepared {
 
     /// The whole thunk.
     pub fn thunk(&self, width: Width) -> Option<Vec<u8>> {
+        encode(&self.list(width))
+    }
+
+    fn list(&self, width: Width) -> Vec<Instruction> {
         let mut list = Vec::with_capacity(32);
         self.load(&mut list, width);
         list.push(self.instruction);
         self.store(&mut list, width);
-        encode(&list)
+        list
     }
 
     fn field(&self, offset: usize) -> MemoryOperand {
@@ -228,7 +232,11 @@ impl Prepared {
             list.push(load64(vector, self.field(offset_of!(Cpu, vector))));
         }
         for n in bits(r.vector_written.into()) {
-            list.push(self.vector_store(at(vector, offset_of!(VectorState, zmm) + 64 * n as usize), n, width));
+            list.push(self.vector_store(
+                at(vector, offset_of!(VectorState, zmm) + 64 * n as usize),
+                n,
+                width,
+            ));
         }
         for n in bits(r.opmask_written.into()) {
             let to = at(vector, offset_of!(VectorState, k) + 8 * n as usize);
@@ -265,7 +273,9 @@ impl Prepared {
             _ if self.low_only() => memory_register(Code::Movups_xmmm128_xmm, to, Register::XMM0 + n),
             Width::Xmm => memory_register(Code::Movups_xmmm128_xmm, to, Register::XMM0 + n),
             Width::Ymm => memory_register(Code::VEX_Vmovdqu_ymmm256_ymm, to, Register::YMM0 + n),
-            Width::Zmm { .. } => memory_register(Code::EVEX_Vmovdqu64_zmmm512_k1z_zmm, to, Register::ZMM0 + n),
+            Width::Zmm { .. } => {
+                memory_register(Code::EVEX_Vmovdqu64_zmmm512_k1z_zmm, to, Register::ZMM0 + n)
+            }
         }
     }
 }
@@ -339,3 +349,7 @@ pub fn does_nothing(m: M) -> bool {
     matches!(m, M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq | M::Nop | M::Reservednop | M::Cldemote)
         || format!("{m:?}").starts_with("Prefetch")
 }
+
+#[cfg(test)]
+#[path = "emit_test.rs"]
+mod emit_test;

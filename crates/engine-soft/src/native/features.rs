@@ -40,10 +40,19 @@ enum Need {
 fn need(f: F) -> Need {
     use Need::{Always, Bit, Never};
     Bit(match f {
-        F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CPUID | F::MULTIBYTENOP => return Always,
+        F::INTEL8086
+        | F::INTEL186
+        | F::INTEL286
+        | F::INTEL386
+        | F::INTEL486
+        | F::X64
+        | F::CPUID
+        | F::MULTIBYTENOP => return Always,
         F::FPU287 | F::FPU387 | F::FPU => feature::FPU,
         // No-operations, or other instructions, where the feature is missing.
-        F::PAUSE | F::PREFETCHW | F::PREFETCHWT1 | F::PREFETCHITI | F::CLDEMOTE | F::WBNOINVD | F::LZCNT => return Always,
+        F::PAUSE | F::PREFETCHW | F::PREFETCHWT1 | F::PREFETCHITI | F::CLDEMOTE | F::WBNOINVD | F::LZCNT => {
+            return Always;
+        }
         F::SMM | F::RDPMC => return Always,
         F::ADX => feature::ADX,
         F::AES => feature::AES,
@@ -147,11 +156,69 @@ pub fn offers(cpuid: &CpuidTable, code: Code) -> bool {
 const FROM_HOST: &[Feature] = {
     use feature::*;
     &[
-        SSE3, PCLMULQDQ, SSSE3, FMA, CX16, SSE4_1, SSE4_2, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND, FPU, TSC, MSR, CX8, SEP, CMOV,
-        CLFSH, MMX, FXSR, SSE, SSE2, BMI1, AVX2, BMI2, ERMS, AVX512F, AVX512DQ, RDSEED, ADX, AVX512IFMA, CLFLUSHOPT, CLWB,
-        AVX512CD, SHA, AVX512BW, AVX512VL, AVX512VBMI, AVX512VBMI2, GFNI, VAES, VPCLMULQDQ, AVX512VNNI, AVX512BITALG,
-        AVX512VPOPCNTDQ, FSRM, LAHF_LM, ABM, SSE4A, PREFETCHW, MOVDIRI, SERIALIZE, AVX512_FP16, AVX_VNNI, AVX512_BF16, AVX_IFMA,
-        AVX_VNNI_INT8, AVX_NE_CONVERT, FDP_EXCEPTION_ONLY, FCS_FDS_DEPRECATED,
+        SSE3,
+        PCLMULQDQ,
+        SSSE3,
+        FMA,
+        CX16,
+        SSE4_1,
+        SSE4_2,
+        MOVBE,
+        POPCNT,
+        AES,
+        XSAVE,
+        AVX,
+        F16C,
+        RDRAND,
+        FPU,
+        TSC,
+        MSR,
+        CX8,
+        SEP,
+        CMOV,
+        CLFSH,
+        MMX,
+        FXSR,
+        SSE,
+        SSE2,
+        BMI1,
+        AVX2,
+        BMI2,
+        ERMS,
+        AVX512F,
+        AVX512DQ,
+        RDSEED,
+        ADX,
+        AVX512IFMA,
+        CLFLUSHOPT,
+        CLWB,
+        AVX512CD,
+        SHA,
+        AVX512BW,
+        AVX512VL,
+        AVX512VBMI,
+        AVX512VBMI2,
+        GFNI,
+        VAES,
+        VPCLMULQDQ,
+        AVX512VNNI,
+        AVX512BITALG,
+        AVX512VPOPCNTDQ,
+        FSRM,
+        LAHF_LM,
+        ABM,
+        SSE4A,
+        PREFETCHW,
+        MOVDIRI,
+        SERIALIZE,
+        AVX512_FP16,
+        AVX_VNNI,
+        AVX512_BF16,
+        AVX_IFMA,
+        AVX_VNNI_INT8,
+        AVX_NE_CONVERT,
+        FDP_EXCEPTION_ONLY,
+        FCS_FDS_DEPRECATED,
     ]
 };
 
@@ -159,9 +226,36 @@ const FROM_HOST: &[Feature] = {
 const EMULATED: &[Feature] = {
     use feature::*;
     &[
-        PCID, X2APIC, TSC_DEADLINE, HYPERVISOR, DE, PSE, PAE, MCE, APIC, MTRR, PGE, MCA, PAT, PSE36, FSGSBASE, TSC_ADJUST, SMEP,
-        INVPCID, SMAP, UMIP, RDPID, ARCH_CAPABILITIES, SYSCALL, NX, PDPE1GB, RDTSCP, LM, INVARIANT_TSC,
-        KVM_CLOCKSOURCE2, KVM_CLOCKSOURCE_STABLE,
+        PCID,
+        X2APIC,
+        TSC_DEADLINE,
+        HYPERVISOR,
+        DE,
+        PSE,
+        PAE,
+        MCE,
+        APIC,
+        MTRR,
+        PGE,
+        MCA,
+        PAT,
+        PSE36,
+        FSGSBASE,
+        TSC_ADJUST,
+        SMEP,
+        INVPCID,
+        SMAP,
+        UMIP,
+        RDPID,
+        ARCH_CAPABILITIES,
+        SYSCALL,
+        NX,
+        PDPE1GB,
+        RDTSCP,
+        LM,
+        INVARIANT_TSC,
+        KVM_CLOCKSOURCE2,
+        KVM_CLOCKSOURCE_STABLE,
     ]
 };
 
@@ -221,7 +315,14 @@ pub fn host_features() -> CpuidTable {
 fn hypervisor_leaves(t: &mut CpuidTable) {
     let word = |s: &[u8; 4]| u32::from_le_bytes(*s);
     let (ebx, ecx, edx) = (word(b"KVMK"), word(b"VMKV"), word(b"M\0\0\0"));
-    t.set(CpuidEntry { leaf: KVM_SIGNATURE, eax: HYPERVISOR_FREQUENCY, ebx, ecx, edx, ..CpuidEntry::default() });
+    t.set(CpuidEntry {
+        leaf: KVM_SIGNATURE,
+        eax: HYPERVISOR_FREQUENCY,
+        ebx,
+        ecx,
+        edx,
+        ..CpuidEntry::default()
+    });
     t.set(CpuidEntry { leaf: KVM_FEATURES, ..CpuidEntry::default() });
     // The frequencies are the machine's to fill in.
     t.set(CpuidEntry { leaf: HYPERVISOR_FREQUENCY, ..CpuidEntry::default() });
@@ -245,7 +346,9 @@ fn set_features(t: &mut CpuidTable) {
 }
 
 fn without_vectors(t: &mut CpuidTable) {
-    [feature::AVX, feature::AVX2, feature::AVX512F, feature::FMA, feature::F16C].iter().for_each(|f| t.set_feature(*f, false));
+    [feature::AVX, feature::AVX2, feature::AVX512F, feature::FMA, feature::F16C]
+        .iter()
+        .for_each(|f| t.set_feature(*f, false));
 }
 
 fn xsave_leaves(t: &mut CpuidTable) {
@@ -270,3 +373,7 @@ fn xsave_leaves(t: &mut CpuidTable) {
     let options = t.get(0xd, 1).map_or(0, |e| e.eax);
     t.set(CpuidEntry { leaf: 0xd, subleaf: 1, indexed: true, eax: options, ebx: size, ecx: 0, edx: 0 });
 }
+
+#[cfg(test)]
+#[path = "features_test.rs"]
+mod features_test;

@@ -9,13 +9,66 @@ use iced_x86::{Code, CpuidFeature as F, EncodingKind, FlowControl, Instruction, 
 fn is_pure_extension(f: F) -> bool {
     matches!(
         f,
-        F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::SSE4A | F::AES | F::PCLMULQDQ | F::SHA | F::GFNI
-            | F::AVX | F::AVX2 | F::F16C | F::FMA | F::VAES | F::VPCLMULQDQ | F::AVX_VNNI | F::AVX_IFMA | F::AVX_VNNI_INT8
-            | F::AVX_NE_CONVERT | F::AVX512_BF16 | F::AVX512_BITALG | F::AVX512_FP16 | F::AVX512_IFMA | F::AVX512_VBMI
-            | F::AVX512_VBMI2 | F::AVX512_VNNI | F::AVX512_VPOPCNTDQ | F::AVX512BW | F::AVX512CD | F::AVX512DQ | F::AVX512F
-            | F::AVX512VL | F::BMI1 | F::BMI2 | F::ADX | F::LZCNT | F::POPCNT | F::MOVBE | F::FPU | F::FPU287 | F::FPU387
-            | F::CMOV | F::CX8 | F::CMPXCHG16B | F::CLFSH | F::CLFLUSHOPT | F::CLWB | F::RDRAND | F::RDSEED | F::MOVDIRI
-            | F::PREFETCHW | F::PREFETCHWT1 | F::PREFETCHITI | F::CLDEMOTE | F::PAUSE | F::MULTIBYTENOP | F::SERIALIZE
+        F::MMX
+            | F::SSE
+            | F::SSE2
+            | F::SSE3
+            | F::SSSE3
+            | F::SSE4_1
+            | F::SSE4_2
+            | F::SSE4A
+            | F::AES
+            | F::PCLMULQDQ
+            | F::SHA
+            | F::GFNI
+            | F::AVX
+            | F::AVX2
+            | F::F16C
+            | F::FMA
+            | F::VAES
+            | F::VPCLMULQDQ
+            | F::AVX_VNNI
+            | F::AVX_IFMA
+            | F::AVX_VNNI_INT8
+            | F::AVX_NE_CONVERT
+            | F::AVX512_BF16
+            | F::AVX512_BITALG
+            | F::AVX512_FP16
+            | F::AVX512_IFMA
+            | F::AVX512_VBMI
+            | F::AVX512_VBMI2
+            | F::AVX512_VNNI
+            | F::AVX512_VPOPCNTDQ
+            | F::AVX512BW
+            | F::AVX512CD
+            | F::AVX512DQ
+            | F::AVX512F
+            | F::AVX512VL
+            | F::BMI1
+            | F::BMI2
+            | F::ADX
+            | F::LZCNT
+            | F::POPCNT
+            | F::MOVBE
+            | F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::CMOV
+            | F::CX8
+            | F::CMPXCHG16B
+            | F::CLFSH
+            | F::CLFLUSHOPT
+            | F::CLWB
+            | F::RDRAND
+            | F::RDSEED
+            | F::MOVDIRI
+            | F::PREFETCHW
+            | F::PREFETCHWT1
+            | F::PREFETCHITI
+            | F::CLDEMOTE
+            | F::PAUSE
+            | F::MULTIBYTENOP
+            | F::SERIALIZE
     )
 }
 
@@ -23,13 +76,80 @@ fn is_pure_extension(f: F) -> bool {
 fn is_pure_basic(m: M) -> bool {
     matches!(
         m,
-        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg | M::Not
-            | M::Mul | M::Imul | M::Div | M::Idiv | M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr
-            | M::Shld | M::Shrd | M::Bt | M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr | M::Bswap | M::Xadd | M::Xchg | M::Cmpxchg
-            | M::Movzx | M::Movsx | M::Movsxd | M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Lahf | M::Sahf
-            | M::Cmc | M::Clc | M::Stc | M::Nop | M::Reservednop | M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg
-            | M::Setge | M::Setl | M::Setle | M::Setne | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets | M::Wait
-            | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq
+        M::Add
+            | M::Or
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Sub
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Mul
+            | M::Imul
+            | M::Div
+            | M::Idiv
+            | M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
+            | M::Shrd
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Bsf
+            | M::Bsr
+            | M::Bswap
+            | M::Xadd
+            | M::Xchg
+            | M::Cmpxchg
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Cbw
+            | M::Cwde
+            | M::Cdqe
+            | M::Cwd
+            | M::Cdq
+            | M::Cqo
+            | M::Lahf
+            | M::Sahf
+            | M::Cmc
+            | M::Clc
+            | M::Stc
+            | M::Nop
+            | M::Reservednop
+            | M::Seta
+            | M::Setae
+            | M::Setb
+            | M::Setbe
+            | M::Sete
+            | M::Setg
+            | M::Setge
+            | M::Setl
+            | M::Setle
+            | M::Setne
+            | M::Setno
+            | M::Setnp
+            | M::Setns
+            | M::Seto
+            | M::Setp
+            | M::Sets
+            | M::Wait
+            | M::Endbr32
+            | M::Endbr64
+            | M::Rdsspd
+            | M::Rdsspq
     )
 }
 
@@ -46,7 +166,8 @@ pub fn is_allowed(i: &Instruction) -> bool {
     {
         return false;
     }
-    is_pure_basic(i.mnemonic()) || code.cpuid_features().iter().all(|f| is_pure_extension(*f)) && !is_handled_elsewhere(i.mnemonic())
+    is_pure_basic(i.mnemonic())
+        || code.cpuid_features().iter().all(|f| is_pure_extension(*f)) && !is_handled_elsewhere(i.mnemonic())
 }
 
 /// MOVSD and CMPSD of SSE2 share their mnemonics with string instructions.
@@ -56,7 +177,17 @@ fn is_scalar_move(code: Code) -> bool {
 
 /// In an extension that only computes, but done in Rust.
 fn is_handled_elsewhere(m: M) -> bool {
-    matches!(m, M::Vzeroall | M::Vzeroupper | M::Ldmxcsr | M::Stmxcsr | M::Vldmxcsr | M::Vstmxcsr | M::Vp2intersectd | M::Vp2intersectq)
+    matches!(
+        m,
+        M::Vzeroall
+            | M::Vzeroupper
+            | M::Ldmxcsr
+            | M::Stmxcsr
+            | M::Vldmxcsr
+            | M::Vstmxcsr
+            | M::Vp2intersectd
+            | M::Vp2intersectq
+    )
 }
 
 /// The same instruction with a code that exists in 64-bit mode.
@@ -99,8 +230,20 @@ pub fn is_vector_conversion(i: &Instruction) -> bool {
 
 /// Whether `i`, which uses vector registers, may look at MXCSR: all but moves, integer and bit operations.
 pub fn uses_mxcsr(i: &Instruction) -> bool {
-    const NEVER: [&str; 12] =
-        ["Mov", "Vmov", "P", "Vp", "Aes", "Vaes", "Sha", "Vbroadcast", "Vextract", "Vinsert", "Unpck", "Vunpck"];
+    const NEVER: [&str; 12] = [
+        "Mov",
+        "Vmov",
+        "P",
+        "Vp",
+        "Aes",
+        "Vaes",
+        "Sha",
+        "Vbroadcast",
+        "Vextract",
+        "Vinsert",
+        "Unpck",
+        "Vunpck",
+    ];
     let name = name(i);
     is_conversion(&name) || !NEVER.iter().any(|n| name.starts_with(n))
 }
@@ -109,9 +252,29 @@ pub fn uses_mxcsr(i: &Instruction) -> bool {
 pub fn ignores_mask_for_faults(i: &Instruction) -> bool {
     let name = name(i);
     const WHOLE: [&str; 23] = [
-        "Vperm", "Vpunpck", "Vunpck", "Vpshuf", "Vpack", "Vpalignr", "Valign", "Vshuf", "Vpmaddubsw", "Vpmaddwd", "Vpconflict",
-        "Vmovddup", "Vmovshdup", "Vmovsldup", "Vpmultishift", "Vdbpsadbw", "Vgf2p8affine", "Vpsll", "Vpsra", "Vpsrl", "Vinsert",
-        "Vextract", "Vcvtne2ps2bf16",
+        "Vperm",
+        "Vpunpck",
+        "Vunpck",
+        "Vpshuf",
+        "Vpack",
+        "Vpalignr",
+        "Valign",
+        "Vshuf",
+        "Vpmaddubsw",
+        "Vpmaddwd",
+        "Vpconflict",
+        "Vmovddup",
+        "Vmovshdup",
+        "Vmovsldup",
+        "Vpmultishift",
+        "Vdbpsadbw",
+        "Vgf2p8affine",
+        "Vpsll",
+        "Vpsra",
+        "Vpsrl",
+        "Vinsert",
+        "Vextract",
+        "Vcvtne2ps2bf16",
     ];
     WHOLE.iter().any(|w| name.starts_with(w)) && !shifts_each(i) && i.mnemonic() != M::Vpshufbitqmb
 }
@@ -125,7 +288,11 @@ pub fn is_complex_scalar(i: &Instruction) -> bool {
 fn shifts_each(i: &Instruction) -> bool {
     let name = name(i);
     let is_shift = ["Vpsll", "Vpsra", "Vpsrl"].iter().any(|s| name.starts_with(s));
-    is_shift && (name.starts_with("Vpsllv") || name.starts_with("Vpsrav") || name.starts_with("Vpsrlv") || i.op1_kind() == OpKind::Memory)
+    is_shift
+        && (name.starts_with("Vpsllv")
+            || name.starts_with("Vpsrav")
+            || name.starts_with("Vpsrlv")
+            || i.op1_kind() == OpKind::Memory)
 }
 
 /// The alignment that the memory operand must have, or #GP follows: legacy SSE operands of 16 bytes but for the moves made to be
@@ -133,12 +300,29 @@ fn shifts_each(i: &Instruction) -> bool {
 pub fn alignment(i: &Instruction, size: usize) -> u8 {
     let unaligned_legacy = matches!(
         i.mnemonic(),
-        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm | M::Pcmpestri64
-            | M::Pcmpestrm64 | M::Maskmovdqu
+        M::Movups
+            | M::Movupd
+            | M::Movdqu
+            | M::Lddqu
+            | M::Pcmpestri
+            | M::Pcmpestrm
+            | M::Pcmpistri
+            | M::Pcmpistrm
+            | M::Pcmpestri64
+            | M::Pcmpestrm64
+            | M::Maskmovdqu
     );
     let aligned_move = matches!(
         i.mnemonic(),
-        M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovdqa32 | M::Vmovdqa64 | M::Vmovntdq | M::Vmovntps | M::Vmovntpd | M::Vmovntdqa
+        M::Vmovaps
+            | M::Vmovapd
+            | M::Vmovdqa
+            | M::Vmovdqa32
+            | M::Vmovdqa64
+            | M::Vmovntdq
+            | M::Vmovntps
+            | M::Vmovntpd
+            | M::Vmovntdqa
     );
     let x87 = is_x87(i);
     match i.encoding() {

@@ -39,7 +39,7 @@ use crate::native::emit::{Prepared, Width};
 use crate::native::plan::{Operand, Plan};
 
 pub use features::{host_features, offered, offers};
-pub use special::{mxcsr_mask, normalize_x87, special, xsave_size};
+pub use special::{mxcsr_mask, normalize_x87, special};
 
 /// An instruction that has been made ready to run natively. It stays good for ever: one that has been forgotten is made anew when it is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +132,7 @@ impl Local {
             write,
             locked,
             x87: registers.x87,
+            mxcsr: registers.mxcsr,
         };
         Some(self.add(key, plan))
     }
@@ -167,6 +168,7 @@ impl Local {
             write: false,
             locked: false,
             x87: false,
+            mxcsr: false,
         };
         Some(self.add(RETURN.to_vec(), plan))
     }
@@ -251,3 +253,7 @@ fn clear_upper_halves() {
     // SAFETY: only called where the host has AVX.
     unsafe { zero_upper() }
 }
+
+#[cfg(test)]
+#[path = "native_test.rs"]
+mod native_test;

@@ -1,8 +1,8 @@
 //! What running an instruction natively needs to know: registers, memory operand, checks. Made once for each form.
 
 use iced_x86::{
-    EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, MemorySize, Mnemonic as M, OpAccess,
-    OpKind, Register, RflagsBits,
+    EncodingKind, Instruction, InstructionInfoFactory, InstructionInfoOptions, MemorySize, Mnemonic as M,
+    OpAccess, OpKind, Register, RflagsBits,
 };
 
 use crate::native::forms;
@@ -92,6 +92,8 @@ pub struct Plan {
     pub locked: bool,
     /// x87 state is loaded and stored.
     pub x87: bool,
+    /// MXCSR is loaded and stored.
+    pub mxcsr: bool,
 }
 
 /// The registers that an instruction uses.
@@ -146,7 +148,8 @@ impl Registers {
         }
         for n in 0..i.op_count() {
             let r = i.op_register(n);
-            s.high_byte |= i.op_kind(n) == OpKind::Register && matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
+            s.high_byte |= i.op_kind(n) == OpKind::Register
+                && matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
         }
         s.access = info.used_memory().first().map(|m| m.access());
         let touched = i.rflags_read() | i.rflags_modified();
@@ -196,11 +199,21 @@ impl Registers {
 pub fn operand(i: &Instruction, registers: &Registers) -> Operand {
     let m = i.mnemonic();
     if matches!(m, M::Maskmovdqu | M::Vmaskmovdqu) {
-        let masked = Masked { select: Select::Sign(i.op2_register().number() as u8), element: 1, count: 16, whole: false };
+        let masked = Masked {
+            select: Select::Sign(i.op2_register().number() as u8),
+            element: 1,
+            count: 16,
+            whole: false,
+        };
         return Operand::Masked(masked);
     }
     if m == M::Maskmovq {
-        let masked = Masked { select: Select::SignMmx(i.op2_register().number() as u8), element: 1, count: 8, whole: false };
+        let masked = Masked {
+            select: Select::SignMmx(i.op2_register().number() as u8),
+            element: 1,
+            count: 8,
+            whole: false,
+        };
         return Operand::Masked(masked);
     }
     let Some(access) = registers.access else { return Operand::None };
@@ -239,12 +252,22 @@ fn opmask_masked(i: &Instruction, write: bool) -> Option<Masked> {
     let size = i.memory_size();
     if size.is_broadcast() {
         let count = i.code().op_code().memory_size().size() / size.size().max(1);
-        return Some(Masked { select: Select::OpmaskFold(k, count as u8), element: size.size() as u8, count: 1, whole: false });
+        return Some(Masked {
+            select: Select::OpmaskFold(k, count as u8),
+            element: size.size() as u8,
+            count: 1,
+            whole: false,
+        });
     }
     if format!("{:?}", i.mnemonic()).contains("broadcast") {
         let element = size.element_size().max(1);
         let select = Select::OpmaskFold(k, (i.op0_register().size() / element) as u8);
-        return Some(Masked { select, element: element as u8, count: (size.size() / element) as u8, whole: false });
+        return Some(Masked {
+            select,
+            element: element as u8,
+            count: (size.size() / element) as u8,
+            whole: false,
+        });
     }
     // Where a broadcast is possible, its size is that of what a mask bit stands for; some read several smaller numbers each.
     let operation = i.code().op_code();
@@ -256,8 +279,18 @@ fn opmask_masked(i: &Instruction, write: bool) -> Option<Masked> {
     let (element, count) = (element as u8, (size.size() / element.max(1)) as u8);
     let packed = matches!(
         i.mnemonic(),
-        M::Vpcompressb | M::Vpcompressw | M::Vpcompressd | M::Vpcompressq | M::Vcompressps | M::Vcompresspd | M::Vpexpandb
-            | M::Vpexpandw | M::Vpexpandd | M::Vpexpandq | M::Vexpandps | M::Vexpandpd
+        M::Vpcompressb
+            | M::Vpcompressw
+            | M::Vpcompressd
+            | M::Vpcompressq
+            | M::Vcompressps
+            | M::Vcompresspd
+            | M::Vpexpandb
+            | M::Vpexpandw
+            | M::Vpexpandd
+            | M::Vpexpandq
+            | M::Vexpandps
+            | M::Vexpandpd
     );
     let select = if packed { Select::OpmaskPacked(k) } else { Select::Opmask(k) };
     let whole = write && forms::ignores_mask_for_faults(i);

@@ -8,7 +8,8 @@ use umbra_testkit::diff::oracle::Oracle;
 use umbra_testkit::diff::run::{Plan, run};
 use umbra_testkit::diff::state::Bits;
 
-const USAGE: &str = "diff-fuzz [--seconds N] [--seed S] [--mode 64|32|16] [--each TESTS] [--only PART_OF_NAME]";
+const USAGE: &str =
+    "diff-fuzz [--seconds N] [--seed S] [--mode 64|32|16] [--each TESTS] [--only PART_OF_NAME]";
 
 fn main() -> anyhow::Result<()> {
     let mut plan = Plan { bits: Bits::SixtyFour, seed: 1, time: Duration::ZERO, each: 16, only: None };

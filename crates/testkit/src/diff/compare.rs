@@ -13,9 +13,12 @@ use super::state::{Outcome, PAGE, State, Test};
 const LIST: &str = include_str!("../../data/undefined.txt");
 /// Flags that user-mode code can change.
 const FLAGS: u64 = 0xcd5;
-const NAMES: [(&str, u64); 6] = [("CF", 1), ("PF", 4), ("AF", 0x10), ("ZF", 0x40), ("SF", 0x80), ("OF", 0x800)];
-const GPR: [&str; 16] =
-    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+const NAMES: [(&str, u64); 6] =
+    [("CF", 1), ("PF", 4), ("AF", 0x10), ("ZF", 0x40), ("SF", 0x80), ("OF", 0x800)];
+const GPR: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
+];
 
 /// What may differ after an instruction.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,7 +61,11 @@ static UNDEFINED: LazyLock<HashMap<String, Undefined>> = LazyLock::new(|| {
 fn undefined(i: &Instruction) -> Undefined {
     let name = format!("{:?}", i.mnemonic());
     let families = (1..name.len()).map(|n| format!("{}*", &name[..n]));
-    families.chain([name.clone(), format!("{:?}", i.code())]).find_map(|n| UNDEFINED.get(&n)).copied().unwrap_or_default()
+    families
+        .chain([name.clone(), format!("{:?}", i.code())])
+        .find_map(|n| UNDEFINED.get(&n))
+        .copied()
+        .unwrap_or_default()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -143,7 +150,15 @@ pub fn differences(test: &Test, i: &Instruction, host: &Outcome, engine: &Outcom
 }
 
 fn x87_parts() -> Vec<(String, std::ops::Range<usize>)> {
-    let named = [("fcw", 0..2), ("fsw", 2..4), ("ftw", 4..6), ("fop", 6..8), ("fip", 8..16), ("fdp", 16..24), ("mxcsr", 24..28)];
+    let named = [
+        ("fcw", 0..2),
+        ("fsw", 2..4),
+        ("ftw", 4..6),
+        ("fop", 6..8),
+        ("fip", 8..16),
+        ("fdp", 16..24),
+        ("mxcsr", 24..28),
+    ];
     let registers = (0..8).map(|n| (format!("st{n}"), 32 + 16 * n..48 + 16 * n));
     named.into_iter().map(|(name, range)| (name.to_owned(), range)).chain(registers).collect()
 }
@@ -157,5 +172,10 @@ fn memory(before: &State, host: &State, engine: &State, out: &mut Vec<String>) {
     let last = (0..host.memory.len()).rfind(differ).unwrap_or(0).min(first + 63);
     let part = |s: &State| hex(&s.memory[first..=last]);
     let at = host.window + first as u64;
-    out.push(format!("memory at {at:x}: before {}, host {}, engine {}", part(before), part(host), part(engine)));
+    out.push(format!(
+        "memory at {at:x}: before {}, host {}, engine {}",
+        part(before),
+        part(host),
+        part(engine)
+    ));
 }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use iced_x86::Code;
 use umbra_device::Clock;
-use umbra_engine::{CpuIo, CpuState, Engine as _, Halt, Kicker, SavedSegment, SavedTable, Vcpu, VcpuSpec, Vm, VmSpec, xcomp};
+use umbra_engine::{
+    CpuIo, CpuState, Engine as _, Halt, Kicker, SavedSegment, SavedTable, Vcpu, VcpuSpec, Vm, VmSpec, xcomp,
+};
 use umbra_engine_soft::SoftEngine;
 use umbra_memory::{Backing, Memory, Region, RegionKind};
 use umbra_x86::cpuid::CpuidTable;
@@ -100,7 +102,8 @@ impl Guest {
     fn prepare(&mut self, test: &Test) -> anyhow::Result<()> {
         let s = &test.state;
         let mut code = [0xcc; CODE_SIZE as usize];
-        code[CODE_OFFSET as usize..][..test.code_len as usize].copy_from_slice(&test.code[..test.code_len as usize]);
+        code[CODE_OFFSET as usize..][..test.code_len as usize]
+            .copy_from_slice(&test.code[..test.code_len as usize]);
         self.memory.write(CODE, &code)?;
         self.memory.write(DATA + PAGE, &[0; 2 * PAGE as usize])?;
         self.memory.write(s.window, &s.memory)?;
@@ -119,7 +122,12 @@ impl Guest {
         let c = self.cpu.save()?;
         let at = c.rip.wrapping_sub(SYSTEM + HANDLERS);
         if !(0..256 * HANDLER_SIZE).contains(&at) {
-            return Ok(Outcome { state: State { rip: c.rip, ..test.state }, vector: NO_EXCEPTION, error: 0, address: 0 });
+            return Ok(Outcome {
+                state: State { rip: c.rip, ..test.state },
+                vector: NO_EXCEPTION,
+                error: 0,
+                address: 0,
+            });
         }
         let vector = (at / HANDLER_SIZE) as u32;
         let has_error = matches!(vector, 8 | 10..=14 | 17 | 21);
@@ -202,7 +210,8 @@ fn tables(m: &Memory) -> anyhow::Result<()> {
         let linear = SYSTEM + at;
         // Of software interrupts, user mode may only call those of INT3 and INTO.
         let access = if matches!(vector, 3 | 4) { 0xee00 } else { 0x8e00 };
-        let gate = linear & 0xffff | u64::from(KERNEL_CODE) << 16 | access << 32 | (linear >> 16 & 0xffff) << 48;
+        let gate =
+            linear & 0xffff | u64::from(KERNEL_CODE) << 16 | access << 32 | (linear >> 16 & 0xffff) << 48;
         m.write(IDT + vector * 16, &gate.to_le_bytes())?;
         m.write(IDT + vector * 16 + 8, &(linear >> 32).to_le_bytes())?;
     }
@@ -223,7 +232,13 @@ fn supervisor(cpuid: &CpuidTable) -> CpuState {
     c.gdtr = SavedTable(Table { base: SYSTEM + GDT, limit: 15 });
     c.idtr = SavedTable(Table { base: SYSTEM + IDT, limit: 0xfff });
     c.ldtr = SavedSegment(Segment { base: 0, limit: 0, selector: 0, access: 0x82, unusable: true });
-    c.tr = SavedSegment(Segment { base: SYSTEM + TSS, limit: u32::from(TSS_SIZE) - 1, selector: 0x10, access: 0x8b, unusable: false });
+    c.tr = SavedSegment(Segment {
+        base: SYSTEM + TSS,
+        limit: u32::from(TSS_SIZE) - 1,
+        selector: 0x10,
+        access: 0x8b,
+        unusable: false,
+    });
     c
 }
 

@@ -1,6 +1,9 @@
 //! Random instructions of a given code.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic as M, OpKind, Register, RoundingControl};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, Mnemonic as M, OpKind, Register,
+    RoundingControl,
+};
 
 use super::operands::Builder;
 use super::random::Random;
@@ -114,7 +117,9 @@ fn prefixes(b: &mut Builder<'_>) {
 fn adjust(b: &mut Builder<'_>) {
     let code = b.instruction.code();
     match b.instruction.mnemonic() {
-        M::Bt | M::Bts | M::Btr | M::Btc if b.instruction.op1_kind() == OpKind::Register && b.random.one_in(2) => {
+        M::Bt | M::Bts | M::Btr | M::Btc
+            if b.instruction.op1_kind() == OpKind::Register && b.random.one_in(2) =>
+        {
             let r = b.instruction.op1_register();
             let used = b.instruction.memory_base().full_register() == r.full_register()
                 || b.instruction.memory_index().full_register() == r.full_register();
@@ -134,9 +139,9 @@ fn adjust(b: &mut Builder<'_>) {
         M::Int if matches!(b.instruction.immediate8(), 3 | 4 | 0x80) => b.instruction.set_immediate8(0x81),
         M::Leave => b.state.gpr[5] = b.state.gpr[4].wrapping_add(8 * b.random.below(16)),
         M::Popf | M::Popfd | M::Popfq => {
-            // No trap flag, alignment check or nested task: the host's kernel has its own ideas about them.
+            // No trap flag, alignment check, nested task or ID: the kernel treats them its own way, or keeps them.
             let at = b.state.gpr[4].wrapping_add(b.bits.data_base());
-            let value = b.random.bits() & 0x0020_0cd5;
+            let value = b.random.bits() & 0x0cd5;
             b.set_memory(at, value);
         }
         M::Ret | M::Jmp | M::Call => {
@@ -176,7 +181,10 @@ fn equal_accumulator(b: &mut Builder<'_>) {
     let (low, high) = (word(0), word(1));
     let wide = b.bits == Bits::SixtyFour;
     let used = [b.instruction.memory_base(), b.instruction.memory_index()];
-    if used.iter().any(|r| *r != Register::None && *r != Register::RIP && matches!(r.full_register().number(), 0 | 2)) {
+    if used
+        .iter()
+        .any(|r| *r != Register::None && *r != Register::RIP && matches!(r.full_register().number(), 0 | 2))
+    {
         return;
     }
     b.state.gpr[0] = if wide { low } else { low & 0xffff_ffff };
@@ -194,7 +202,14 @@ fn clean_image(b: &mut Builder<'_>, offset: u64, keep: u32) {
 fn is_xsave(code: Code) -> bool {
     matches!(
         code.mnemonic(),
-        M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Xrstor | M::Xrstor64
+        M::Xsave
+            | M::Xsave64
+            | M::Xsavec
+            | M::Xsavec64
+            | M::Xsaveopt
+            | M::Xsaveopt64
+            | M::Xrstor
+            | M::Xrstor64
     )
 }
 
@@ -203,7 +218,9 @@ fn xsave_image(b: &mut Builder<'_>) {
     let compacted = b.random.one_in(2);
     let mask = if b.random.one_in(4) { 0xe7 } else { 7 };
     let used = [b.instruction.memory_base(), b.instruction.memory_index()];
-    let fixed = |n: usize| used.iter().any(|r| *r != Register::None && *r != Register::RIP && r.full_register().number() == n);
+    let fixed = |n: usize| {
+        used.iter().any(|r| *r != Register::None && *r != Register::RIP && r.full_register().number() == n)
+    };
     if !fixed(0) {
         b.state.gpr[0] = b.random.bits() & mask;
     }

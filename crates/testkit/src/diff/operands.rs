@@ -29,9 +29,13 @@ impl Builder<'_> {
             K::mem_vsib32x | K::mem_vsib64x => self.vector_memory(n, R::XMM0),
             K::mem_vsib32y | K::mem_vsib64y => self.vector_memory(n, R::YMM0),
             K::mem_vsib32z | K::mem_vsib64z => self.vector_memory(n, R::ZMM0),
-            K::seg_rSI => self.implicit(n, [OpKind::MemorySegSI, OpKind::MemorySegESI, OpKind::MemorySegRSI], 6),
+            K::seg_rSI => {
+                self.implicit(n, [OpKind::MemorySegSI, OpKind::MemorySegESI, OpKind::MemorySegRSI], 6)
+            }
             K::es_rDI => self.implicit(n, [OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI], 7),
-            K::seg_rDI => self.implicit(n, [OpKind::MemorySegDI, OpKind::MemorySegEDI, OpKind::MemorySegRDI], 7),
+            K::seg_rDI => {
+                self.implicit(n, [OpKind::MemorySegDI, OpKind::MemorySegEDI, OpKind::MemorySegRDI], 7)
+            }
             K::seg_rBX_al => self.table(n),
             _ => match self.register(kind) {
                 Some(r) => self.set_register(n, r),
@@ -51,7 +55,8 @@ impl Builder<'_> {
     }
 
     fn vector(&mut self, first: R) -> R {
-        let evex = self.instruction.encoding() == iced_x86::EncodingKind::EVEX && self.bits == Bits::SixtyFour;
+        let evex =
+            self.instruction.encoding() == iced_x86::EncodingKind::EVEX && self.bits == Bits::SixtyFour;
         let n = if evex { self.random.below(32) as u32 } else { self.number() };
         first + n
     }
@@ -60,8 +65,15 @@ impl Builder<'_> {
     fn register(&mut self, kind: K) -> Option<R> {
         let either = matches!(
             kind,
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem | K::ymm_or_mem
-                | K::zmm_or_mem | K::k_or_mem
+            K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r64_or_mem
+                | K::mm_or_mem
+                | K::xmm_or_mem
+                | K::ymm_or_mem
+                | K::zmm_or_mem
+                | K::k_or_mem
         );
         if either && self.random.one_in(2) {
             return None;
@@ -69,11 +81,19 @@ impl Builder<'_> {
         Some(match kind {
             K::r8_or_mem | K::r8_reg | K::r8_opcode => self.byte_register(),
             K::r16_or_mem | K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode => R::AX + self.number(),
-            K::r32_or_mem | K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode | K::r32_vvvv => R::EAX + self.number(),
-            K::r64_or_mem | K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode | K::r64_vvvv => R::RAX + self.number(),
+            K::r32_or_mem | K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode | K::r32_vvvv => {
+                R::EAX + self.number()
+            }
+            K::r64_or_mem | K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode | K::r64_vvvv => {
+                R::RAX + self.number()
+            }
             K::mm_or_mem | K::mm_reg | K::mm_rm => R::MM0 + self.random.below(8) as u32,
-            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_is5 => self.vector(R::XMM0),
-            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_is5 => self.vector(R::YMM0),
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_is5 => {
+                self.vector(R::XMM0)
+            }
+            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_is5 => {
+                self.vector(R::YMM0)
+            }
             K::zmm_or_mem | K::zmm_reg | K::zmm_rm | K::zmm_vvvv => self.vector(R::ZMM0),
             K::k_or_mem | K::k_reg | K::k_rm | K::k_vvvv => R::K0 + self.random.below(8) as u32,
             K::cr_reg => self.random.pick(&[R::CR0, R::CR2, R::CR3, R::CR4]),
@@ -110,7 +130,14 @@ impl Builder<'_> {
         let i = &mut self.instruction;
         match kind {
             K::imm8 | K::imm4_m2z => {
-                i.set_op_kind(n, if n > 0 && matches!(i.op_kind(n - 1), OpKind::Immediate8 | OpKind::Immediate16) { OpKind::Immediate8_2nd } else { OpKind::Immediate8 });
+                i.set_op_kind(
+                    n,
+                    if n > 0 && matches!(i.op_kind(n - 1), OpKind::Immediate8 | OpKind::Immediate16) {
+                        OpKind::Immediate8_2nd
+                    } else {
+                        OpKind::Immediate8
+                    },
+                );
                 let value = if kind == K::imm4_m2z { value & 3 } else { value & 0xff };
                 if i.op_kind(n) == OpKind::Immediate8_2nd {
                     i.set_immediate8_2nd(value as u8);
@@ -159,8 +186,15 @@ impl Builder<'_> {
     fn memory_of_either(&mut self, n: u32, kind: K) -> Option<()> {
         let either = matches!(
             kind,
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem | K::ymm_or_mem
-                | K::zmm_or_mem | K::k_or_mem
+            K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r64_or_mem
+                | K::mm_or_mem
+                | K::xmm_or_mem
+                | K::ymm_or_mem
+                | K::zmm_or_mem
+                | K::k_or_mem
         );
         either.then(|| self.memory(n))
     }
@@ -169,7 +203,11 @@ impl Builder<'_> {
     pub fn code_target(&mut self, near: bool) -> u64 {
         let here = CODE + CODE_OFFSET;
         let target = loop {
-            let t = if near { here - 100 + self.random.below(200) } else { CODE + 16 + self.random.below(CODE_SIZE - 32) };
+            let t = if near {
+                here - 100 + self.random.below(200)
+            } else {
+                CODE + 16 + self.random.below(CODE_SIZE - 32)
+            };
             if !(here..here + 16).contains(&t) {
                 break t;
             }
@@ -228,8 +266,15 @@ impl Builder<'_> {
 
     fn memory16(&mut self) {
         let forms = [
-            (R::BX, R::SI), (R::BX, R::DI), (R::BP, R::SI), (R::BP, R::DI), (R::SI, R::None), (R::DI, R::None), (R::BP, R::None),
-            (R::BX, R::None), (R::None, R::None),
+            (R::BX, R::SI),
+            (R::BX, R::DI),
+            (R::BP, R::SI),
+            (R::BP, R::DI),
+            (R::SI, R::None),
+            (R::DI, R::None),
+            (R::BP, R::None),
+            (R::BX, R::None),
+            (R::None, R::None),
         ];
         let (base, index) = self.random.pick(&forms);
         let i = &mut self.instruction;
@@ -274,7 +319,8 @@ impl Builder<'_> {
         if has_index && index != 4 && index != base {
             i.set_memory_index(first + index);
             i.set_memory_index_scale(scale);
-            let value = if self.random.one_in(2) { self.random.below(64) } else { self.state.gpr[index as usize] };
+            let value =
+                if self.random.one_in(2) { self.random.below(64) } else { self.state.gpr[index as usize] };
             self.set(index as usize, bits, value);
             sum = sum.wrapping_add(self.state.gpr[index as usize].wrapping_mul(u64::from(scale)));
         }
@@ -311,7 +357,8 @@ impl Builder<'_> {
         let z = &mut self.state.zmm[index.number()];
         for chunk in z.chunks_mut(step) {
             let value = self.random.below(2 * spread) as i64 - spread as i64;
-            let value = if self.random.one_in(60) { self.random.bits() as i64 } else { value / i64::from(scale) };
+            let value =
+                if self.random.one_in(60) { self.random.bits() as i64 } else { value / i64::from(scale) };
             chunk.copy_from_slice(&value.to_le_bytes()[..step]);
         }
     }
@@ -330,7 +377,11 @@ impl Builder<'_> {
             _ => kinds[2],
         };
         self.instruction.set_op_kind(n, kind);
-        let near = self.offset().wrapping_add(self.random.below(64)).wrapping_sub(if self.random.one_in(2) { 32 } else { 0 });
+        let near = self.offset().wrapping_add(self.random.below(64)).wrapping_sub(if self.random.one_in(2) {
+            32
+        } else {
+            0
+        });
         self.set(register, bits, near);
         if self.random.one_in(2) {
             let count = self.random.below(48);

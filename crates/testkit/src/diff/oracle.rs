@@ -85,7 +85,8 @@ const USER_DATA: u64 = 0x2b;
 const LDT_CODE_16: u64 = 0x7;
 const LDT_DATA_16: u64 = 0xf;
 
-const SIGNALS: [i32; 6] = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGBUS, libc::SIGUSR1];
+const SIGNALS: [i32; 6] =
+    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGBUS, libc::SIGUSR1];
 
 extern "C" fn handle(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the child has one thread, handlers block each other, and the frame is this handler's.
@@ -230,7 +231,8 @@ impl Oracle {
     /// # Errors
     /// What the host refuses.
     pub fn start() -> anyhow::Result<Self> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping.
         let block = unsafe { libc::mmap(std::ptr::null_mut(), size_of::<Block>(), protection, flags, -1, 0) };
         ensure!(block != libc::MAP_FAILED, "cannot map memory to share with the child");
@@ -315,7 +317,8 @@ unsafe fn child(block: *mut Block, go: i32, done: i32) -> ! {
         if !ok {
             libc::_exit(1);
         }
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         let size = 256 << 10;
         let stack = libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0);
         let stack = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: size };
@@ -339,7 +342,8 @@ unsafe fn child(block: *mut Block, go: i32, done: i32) -> ! {
 /// As [`child`].
 unsafe fn map_pages() -> bool {
     let fixed = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let (rw, rwx) = (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
+    let (rw, rwx) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
     // SAFETY: the caller's word.
     unsafe {
         let code = libc::mmap(CODE as *mut _, CODE_SIZE as usize, rwx, fixed, -1, 0);

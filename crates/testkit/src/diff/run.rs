@@ -90,7 +90,9 @@ pub fn run(plan: &Plan, oracle: &mut Oracle, subject: &mut dyn Subject) -> anyho
     }
     round.end(&mut summary)?;
     for _ in 0..STUBBORN_ROUNDS {
-        let stubborn = forms.iter().filter(|c| summary.compared.get(&format!("{c:?}")) == Some(&0) && may_complete(**c, plan.bits));
+        let stubborn = forms
+            .iter()
+            .filter(|c| summary.compared.get(&format!("{c:?}")) == Some(&0) && may_complete(**c, plan.bits));
         for code in stubborn.copied().collect::<Vec<_>>() {
             round.form(code, &mut summary)?;
         }
@@ -116,14 +118,19 @@ pub fn may_complete(code: Code, bits: Bits) -> bool {
     use Mnemonic as M;
     let operation = code.op_code();
     // Cuts off the upper half of the instruction pointer, and nothing is mapped there.
-    let cut = bits != Bits::Sixteen && operation.operand_size() == 16 && matches!(code.mnemonic(), M::Jmp | M::Call | M::Ret);
+    let cut = bits != Bits::Sixteen
+        && operation.operand_size() == 16
+        && matches!(code.mnemonic(), M::Jmp | M::Call | M::Ret);
     if cut {
         return false;
     }
     !(code.is_privileged()
         || operation.is_input_output()
         || operation.must_be_cpl0()
-        || matches!(code.mnemonic(), M::Int | M::Int1 | M::Ud0 | M::Ud1 | M::Ud2 | M::Rdpmc | M::Rsm | M::Sti | M::Cli | M::Int3))
+        || matches!(
+            code.mnemonic(),
+            M::Int | M::Int1 | M::Ud0 | M::Ud1 | M::Ud2 | M::Rdpmc | M::Rsm | M::Sti | M::Cli | M::Int3
+        ))
 }
 
 /// Tests under way.
@@ -195,8 +202,14 @@ fn compare(
         if !differ.is_empty() {
             let reports = summary.failures.entry(name).or_default();
             if reports.len() < REPORTS_MAX {
-                let bytes: Vec<String> = test.code[..test.code_len as usize].iter().map(|b| format!("{b:02x}")).collect();
-                reports.push(format!("{} {}\n    {}", test.bits.number(), bytes.join(" "), differ.join("\n    ")));
+                let bytes: Vec<String> =
+                    test.code[..test.code_len as usize].iter().map(|b| format!("{b:02x}")).collect();
+                reports.push(format!(
+                    "{} {}\n    {}",
+                    test.bits.number(),
+                    bytes.join(" "),
+                    differ.join("\n    ")
+                ));
             }
         }
     }

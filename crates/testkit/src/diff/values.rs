@@ -113,7 +113,13 @@ fn mxcsr(r: &mut Random) -> u32 {
         0 => 0x1f80 | flags,
         // Some exceptions are not masked.
         1 => (r.bits() as u32 & 0x1f80) | 0x40 * (r.below(2) as u32) | (r.below(4) as u32) << 13,
-        _ => 0x1f80 | flags | (r.below(4) as u32) << 13 | 0x40 * (r.below(2) as u32) | (r.below(2) as u32) << 15,
+        _ => {
+            0x1f80
+                | flags
+                | (r.below(4) as u32) << 13
+                | 0x40 * (r.below(2) as u32)
+                | (r.below(2) as u32) << 15
+        }
     }
 }
 
@@ -131,7 +137,10 @@ pub fn state(r: &mut Random, bits: Bits) -> State {
     }
     s.window = DATA + r.pick(&WINDOWS);
     s.rip -= bits.code_base();
-    s.gpr[4] = s.window - bits.data_base() + WINDOW as u64 / 2 + 8 * r.below(8) + if r.one_in(8) { r.below(8) } else { 0 };
+    s.gpr[4] = s.window - bits.data_base()
+        + WINDOW as u64 / 2
+        + 8 * r.below(8)
+        + if r.one_in(8) { r.below(8) } else { 0 };
     s.rflags = 2 | r.bits() & STATUS | if r.one_in(6) { DF } else { 0 };
     fill(r, &mut s.memory);
     s

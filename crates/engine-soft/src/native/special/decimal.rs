@@ -76,7 +76,9 @@ fn ascii(cpu: &mut Cpu, digit: u16, adjust: fn(u16, u16) -> u16) -> Exec<Flow> {
 fn aam(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let base = i.immediate8();
     let value = al(cpu);
-    let (Some(high), Some(low)) = (value.checked_div(base), value.checked_rem(base)) else { return Err(Fault::DE) };
+    let (Some(high), Some(low)) = (value.checked_div(base), value.checked_rem(base)) else {
+        return Err(Fault::DE);
+    };
     set_ax(cpu, high, low);
     set_result(cpu, low);
     [Rflags::CF, Rflags::AF, Rflags::OF].iter().for_each(|f| cpu.set_flag(*f, false));

@@ -61,8 +61,14 @@ pub fn handler(code: Code) -> Option<Slow> {
     use Code as C;
     matches!(
         code,
-        C::Fnstenv_m14byte | C::Fnstenv_m28byte | C::Fldenv_m14byte | C::Fldenv_m28byte | C::Fnsave_m94byte | C::Fnsave_m108byte
-            | C::Frstor_m94byte | C::Frstor_m108byte
+        C::Fnstenv_m14byte
+            | C::Fnstenv_m28byte
+            | C::Fldenv_m14byte
+            | C::Fldenv_m28byte
+            | C::Fnsave_m94byte
+            | C::Fnsave_m108byte
+            | C::Frstor_m94byte
+            | C::Frstor_m108byte
     )
     .then_some(environment as Slow)
 }

@@ -15,7 +15,6 @@ use iced_x86::{Code, OpCodeOperandKind};
 use crate::decode::Slow;
 
 pub use host::{mxcsr_mask, normalize_x87};
-pub use xsave::xsave_size;
 
 /// The handler of an instruction that is done in Rust.
 pub fn special(code: Code) -> Option<Slow> {
@@ -33,7 +32,12 @@ fn is_vector_addressed(code: Code) -> bool {
     let vector = |k: &K| {
         matches!(
             k,
-            K::mem_vsib32x | K::mem_vsib64x | K::mem_vsib32y | K::mem_vsib64y | K::mem_vsib32z | K::mem_vsib64z
+            K::mem_vsib32x
+                | K::mem_vsib64x
+                | K::mem_vsib32y
+                | K::mem_vsib64y
+                | K::mem_vsib32z
+                | K::mem_vsib64z
         )
     };
     code.op_code().op_kinds().iter().any(vector)

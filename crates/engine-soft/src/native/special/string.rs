@@ -27,10 +27,26 @@ pub fn handler(code: Code) -> Option<Slow> {
     use Code as C;
     matches!(
         code,
-        C::Movsb_m8_m8 | C::Movsw_m16_m16 | C::Movsd_m32_m32 | C::Movsq_m64_m64 | C::Cmpsb_m8_m8 | C::Cmpsw_m16_m16
-            | C::Cmpsd_m32_m32 | C::Cmpsq_m64_m64 | C::Stosb_m8_AL | C::Stosw_m16_AX | C::Stosd_m32_EAX | C::Stosq_m64_RAX
-            | C::Lodsb_AL_m8 | C::Lodsw_AX_m16 | C::Lodsd_EAX_m32 | C::Lodsq_RAX_m64 | C::Scasb_AL_m8 | C::Scasw_AX_m16
-            | C::Scasd_EAX_m32 | C::Scasq_RAX_m64
+        C::Movsb_m8_m8
+            | C::Movsw_m16_m16
+            | C::Movsd_m32_m32
+            | C::Movsq_m64_m64
+            | C::Cmpsb_m8_m8
+            | C::Cmpsw_m16_m16
+            | C::Cmpsd_m32_m32
+            | C::Cmpsq_m64_m64
+            | C::Stosb_m8_AL
+            | C::Stosw_m16_AX
+            | C::Stosd_m32_EAX
+            | C::Stosq_m64_RAX
+            | C::Lodsb_AL_m8
+            | C::Lodsw_AX_m16
+            | C::Lodsd_EAX_m32
+            | C::Lodsq_RAX_m64
+            | C::Scasb_AL_m8
+            | C::Scasw_AX_m16
+            | C::Scasd_EAX_m32
+            | C::Scasq_RAX_m64
     )
     .then_some(run as Slow)
 }
@@ -106,7 +122,11 @@ impl Shape {
             op,
             size: i.memory_size().size() as u64,
             address_bits: address_bits.unwrap_or(64),
-            source_segment: if op.reads_source() { segment_number(i.memory_segment()).unwrap_or(sreg::DS) } else { sreg::DS },
+            source_segment: if op.reads_source() {
+                segment_number(i.memory_segment()).unwrap_or(sreg::DS)
+            } else {
+                sreg::DS
+            },
             repeat,
             down: cpu.flag(Rflags::DF),
         }
@@ -147,7 +167,8 @@ impl Shape {
     /// Whether a comparison with these flags ends the repetition.
     fn is_done(&self, flags: u64) -> bool {
         let equal = flags & Rflags::ZF.bits() != 0;
-        self.op.compares() && (self.repeat == Repeat::Equal && !equal || self.repeat == Repeat::NotEqual && equal)
+        self.op.compares()
+            && (self.repeat == Repeat::Equal && !equal || self.repeat == Repeat::NotEqual && equal)
     }
 }
 

@@ -29,8 +29,8 @@ pub fn handler(code: Code) -> Option<Slow> {
     })
 }
 
-/// Bytes of an image of the components in `set`, standard or compacted: what CPUID leaf 0xD answers in EBX.
-pub fn xsave_size(cpuid: &CpuidTable, set: u64, compacted: bool) -> u32 {
+/// Bytes of an image of the components in `set`, standard or compacted.
+fn xsave_size(cpuid: &CpuidTable, set: u64, compacted: bool) -> u32 {
     let end = places(cpuid, set, compacted).into_iter().map(|p| p.at + p.size).max();
     end.unwrap_or(EXTENDED) as u32
 }
@@ -133,7 +133,7 @@ fn check_writable(cpu: &mut Cpu, linear: u64, len: u64) -> Exec {
 fn save_standard(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let (linear, set) = begin(cpu, i, true)?;
     let long = cpu.mode.code == 64;
-    check_writable(cpu, linear, EXTENDED as u64)?;
+    check_writable(cpu, linear, xsave_size(&cpu.cpuid, set, false).into())?;
     let used = in_use(cpu);
     // XSAVEOPT leaves out what is in its initial state.
     let optimized = matches!(i.mnemonic(), M::Xsaveopt | M::Xsaveopt64);
@@ -202,7 +202,10 @@ fn header(cpu: &mut Cpu, i: &Instruction, linear: u64) -> Exec<Header> {
     let set = format & !COMPACTED;
     let bad = match compacted {
         true => {
-            !cpu.cpuid.has(feature::XSAVEC) || set & !enabled != 0 || present & !set != 0 || bytes[16..].iter().any(|b| *b != 0)
+            !cpu.cpuid.has(feature::XSAVEC)
+                || set & !enabled != 0
+                || present & !set != 0
+                || bytes[16..].iter().any(|b| *b != 0)
         }
         false => supervisor || present & !enabled != 0 || bytes[8..24].iter().any(|b| *b != 0),
     };
