@@ -102,6 +102,8 @@ pub struct Cpu {
     pub fault_address: u64,
     /// Interrupts are held off until after the next instruction.
     pub shadow: Shadow,
+    /// While an instruction is stepped: why interrupts were held off until it.
+    pub ending_shadow: Shadow,
     /// An NMI is being handled.
     pub nmi_masked: bool,
     /// An NMI waits.

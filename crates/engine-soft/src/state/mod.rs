@@ -61,6 +61,7 @@ impl Cpu {
             vector: Box::new(vector),
             fault_address: 0,
             shadow: Shadow::None,
+            ending_shadow: Shadow::None,
             nmi_masked: false,
             nmi_pending: false,
             interrupt_hint: false,

@@ -112,7 +112,7 @@ pub fn begin_step(cpu: &mut Cpu) -> Exec {
     if cpu.flag(Rflags::TF) {
         cpu.debug_pending |= DR6_BS;
     }
-    cpu.shadow = Shadow::None;
+    cpu.ending_shadow = std::mem::take(&mut cpu.shadow);
     Ok(())
 }
 
@@ -121,6 +121,7 @@ pub fn begin_step(cpu: &mut Cpu) -> Exec {
 /// # Errors
 /// #DB by single step or a data or port breakpoint: deliver it.
 pub fn end_step(cpu: &mut Cpu, again: bool) -> Exec {
+    cpu.ending_shadow = Shadow::None;
     if again {
         cpu.set_flag(Rflags::RF, true);
     }

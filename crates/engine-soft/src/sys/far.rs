@@ -322,13 +322,16 @@ impl Cpu {
         Ok(d)
     }
 
-    /// A return to an outer level takes away the data segments that this level must not reach.
+    /// A return to an outer level takes away the data segments that this level must not reach. Null selectors become zero; a base of FS or GS
+    /// that was set without a descriptor stays.
     fn drop_inner_segments(&mut self) {
         for n in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
-            let s = &self.seg[n];
+            let s = &mut self.seg[n];
             let conforming = s.access & (access::CODE | access::DC) == access::CODE | access::DC;
-            if !s.unusable && !conforming && s.dpl() < self.mode.cpl {
-                self.seg[n] = null_segment(0, 0);
+            if s.unusable {
+                s.selector = 0;
+            } else if !conforming && s.dpl() < self.mode.cpl {
+                *s = null_segment(0, 0);
             }
         }
         self.update_mode();

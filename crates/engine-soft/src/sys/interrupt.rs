@@ -82,6 +82,7 @@ pub fn deliver_fault(cpu: &mut Cpu, fault: Fault) -> Result<(), TripleFault> {
     let mut fault = fault;
     // A trap after HLT ends it.
     cpu.run_state = RunState::Running;
+    cpu.ending_shadow = Shadow::None;
     // A benign exception may be followed by one of each class before a double and a triple fault.
     for _ in 0..8 {
         let mut flags = cpu.rflags;

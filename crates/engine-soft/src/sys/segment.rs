@@ -96,6 +96,13 @@ impl Cpu {
         Ok(d.segment())
     }
 
+    /// After MOV and POP to SS: interrupts and debug traps wait for the next instruction, unless this one was waited for itself.
+    fn hold_interrupts(&mut self) {
+        if self.ending_shadow != Shadow::MovSs {
+            self.shadow = Shadow::MovSs;
+        }
+    }
+
     /// Puts `segment` into register `n` and says how the instruction ends.
     fn finish_load(&mut self, n: usize, segment: Segment) -> Flow {
         let before = self.mode;
@@ -111,7 +118,7 @@ pub(super) fn mov_to_sreg(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let segment = cpu.prepare_segment(n, selector)?;
     let flow = cpu.finish_load(n, segment);
     if n == sreg::SS {
-        cpu.shadow = Shadow::MovSs;
+        cpu.hold_interrupts();
         return Ok(Flow::End);
     }
     Ok(flow)
@@ -155,7 +162,7 @@ pub(super) fn pop_sreg(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     stack.commit(cpu);
     let flow = cpu.finish_load(n, segment);
     if n == sreg::SS {
-        cpu.shadow = Shadow::MovSs;
+        cpu.hold_interrupts();
         return Ok(Flow::End);
     }
     Ok(flow)

@@ -159,7 +159,8 @@ pub(super) fn lar(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         _ => false,
     })?;
     if let Some(d) = d {
-        cpu.set_reg(i.op0_register(), d.raw >> 32 & 0x00f0_ff00);
+        // The upper bits of the limit are shown too, which the manual leaves open.
+        cpu.set_reg(i.op0_register(), d.raw >> 32 & 0x00ff_ff00);
     }
     cpu.set_flag(Rflags::ZF, d.is_some());
     Ok(Flow::Next)

@@ -109,6 +109,8 @@ fn int_n_swallows_the_trap_and_mov_ss_delays_it() {
     assert_eq!(b.cpu.shadow, Shadow::MovSs);
     assert_eq!(stepped(&mut b, NOP), Err(Fault::DB));
     assert_eq!(b.cpu.shadow, Shadow::None);
+    assert_eq!(stepped(&mut b, &[0x8e, 0xd0]), Ok(Flow::End));
+    assert_eq!(stepped(&mut b, &[0x8e, 0xd0]), Err(Fault::DB), "a second one in a row holds nothing off");
 }
 
 #[test]

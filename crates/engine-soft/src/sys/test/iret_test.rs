@@ -173,6 +173,19 @@ fn in_64_bit_mode_the_stack_is_always_loaded() {
 }
 
 #[test]
+fn null_selectors_become_zero_on_the_way_out_but_bases_stay() {
+    let mut b = Bench::new(Start::Long, 0);
+    for n in [sreg::DS, sreg::GS] {
+        b.cpu.seg[n] = crate::sys::segment::null_segment(3, 0);
+        b.cpu.seg[n].base = 0x7000_0000_0000;
+    }
+    b.push(&[0x1234, u64::from(CODE3), 2, 0x5000, u64::from(DATA3)], 8);
+    assert_eq!(b.step(IRETQ), Ok(Flow::Jump));
+    let seen = [sreg::DS, sreg::GS].map(|n| (b.cpu.seg[n].selector, b.cpu.seg[n].base));
+    assert_eq!(seen, [(0, 0x7000_0000_0000); 2]);
+}
+
+#[test]
 fn to_compatibility_mode_and_back() {
     let mut b = Bench::new(Start::Long, 0);
     b.gdt(FREE, descriptor(0, 0xf_ffff, at(3, CODE_R) | BIG));

@@ -138,7 +138,7 @@ fn look(start: Start, cpl: u8, rpl: u16, raw: u64) -> (Option<u64>, Option<u64>,
 
 #[test]
 fn lar_lsl_verr_verw_by_type() {
-    let big = 0xc0_0000;
+    let big = 0xcf_0000;
     let limit = Some(0xf_ffff_ffff >> 4);
     let segment = |access: u16| Some(u64::from(access) << 8 | big);
     let cases = [
