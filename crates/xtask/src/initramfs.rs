@@ -60,10 +60,9 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Copies a program into `/bin` together with the shared libraries that it needs, `folders` searched first.
-    pub fn program(&mut self, program: &Path, folders: &[PathBuf]) -> Result<()> {
-        let name = program.file_name().with_context(|| format!("{} has no name", program.display()))?;
-        self.copy(program, &format!("bin/{}", name.to_string_lossy()))?;
+    /// Copies a program to `/bin/NAME` together with the shared libraries that it needs, `folders` searched first.
+    pub fn program(&mut self, program: &Path, name: &str, folders: &[PathBuf]) -> Result<()> {
+        self.copy(program, &format!("bin/{name}"))?;
         for (target, source) in elf::shared_libraries(program, folders)? {
             self.copy(&source, &target.to_string_lossy())?;
         }

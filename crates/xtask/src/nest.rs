@@ -92,9 +92,10 @@ impl NestSpec {
         }
     }
 
-    /// Adds a program to the host's `/bin`, with its shared libraries.
+    /// Adds a program to the host's `/bin` under its own name, with its shared libraries.
     pub fn program(&mut self, path: &Path) -> Result<()> {
-        self.files.program(path, &[])
+        let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
+        self.files.program(path, &name.to_string_lossy(), &[])
     }
 
     /// Adds a guest to boot in the host: `/guest/NAME/vmlinuz` and `/guest/NAME/initrd`, NAME as in `6.12`.
@@ -106,7 +107,7 @@ impl NestSpec {
 
     /// Adds a QEMU as `/bin/qemu-system-x86_64`, with its libraries and its firmware in `/firmware`.
     pub fn qemu_inside(&mut self, qemu: &Qemu) -> Result<()> {
-        self.files.program(&qemu.program(), &qemu.libraries())?;
+        self.files.program(&qemu.program(), "qemu-system-x86_64", &qemu.libraries())?;
         for file in
             ["bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin", "qboot.rom"]
         {

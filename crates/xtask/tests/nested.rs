@@ -19,7 +19,7 @@ const STEP: Duration = Duration::from_secs(60);
 fn nested(paging: Paging, script: &str, files: &[(&Path, &str)]) -> Result<Outcome> {
     let guests = Guests::load()?;
     let mut spec = NestSpec::new(&guests, paging, script);
-    spec.program(&program())?;
+    spec.files.program(&program(), "umbra", &[])?;
     for kernel in guests.kernels() {
         spec.guest(kernel)?;
     }

@@ -165,7 +165,7 @@ fn kvm(guests: &Guests, umbra: Option<&std::path::Path>, rounds: usize) -> Resul
     spec.guest(&guests.kernel_backports)?;
     spec.files.copy(&vmlinux, "guest/vmlinux")?;
     spec.files.file("overhead.sh", true, SCRIPT);
-    spec.files.program(&guests.strace, &[])?;
+    spec.files.program(&guests.strace, "strace", &[])?;
     spec.qemu_inside(&guests.qemu_backports)?;
     spec.timeout = BOOT_LIMIT * u32::try_from(4 * rounds.max(1)).unwrap_or(u32::MAX);
     let series = guests.kernel_backports.series();
@@ -180,7 +180,7 @@ fn kvm(guests: &Guests, umbra: Option<&std::path::Path>, rounds: usize) -> Resul
         ),
     )];
     if let Some(program) = umbra {
-        spec.program(program)?;
+        spec.files.program(program, "umbra", &[])?;
         monitors.push((
             "umbra",
             format!(
