@@ -15,7 +15,7 @@ const ARENA_WORDS: usize = 12 << 17;
 /// Buckets of the table by physical address.
 const BUCKETS: usize = 1 << 14;
 /// Entries of the table by linear address.
-const JUMPS: usize = 1 << 12;
+const JUMPS: usize = 1 << 13;
 /// Eight-byte words of an [`Instruction`].
 const INSTRUCTION_WORDS: usize = size_of::<Instruction>().div_ceil(8);
 /// The most words of one block.
@@ -69,7 +69,8 @@ pub(crate) struct Block {
     chain: *mut Block,
 }
 
-const _: () = assert!(size_of::<Block>().is_multiple_of(8) && align_of::<Block>() == 8 && align_of::<Op>() == 8);
+const _: () =
+    assert!(size_of::<Block>().is_multiple_of(8) && align_of::<Block>() == 8 && align_of::<Op>() == 8);
 
 impl Block {
     /// Whether the code is still what the block was made from.

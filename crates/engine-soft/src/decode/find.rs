@@ -44,6 +44,7 @@ impl Cpu {
             return Err(Fault::GP0);
         }
         let fetch = self.fetch(linear)?;
+        self.tlb.note_code(linear);
         if fetch.host.is_null() {
             return self.build_from_device(linear);
         }

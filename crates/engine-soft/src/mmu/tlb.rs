@@ -80,6 +80,8 @@ pub struct Tlb {
     pool: [(u16, u64); POOL],
     pool_next: usize,
     context_next: u64,
+    /// Pages of code that have been looked up since `generation` last moved, hashed to a bit each.
+    code_pages: [u64; 64],
     /// Regions of 2 MiB and 1 GiB that may have entries cut from large pages, hashed to a bit each.
     large: [u64; 2],
 }
@@ -106,6 +108,7 @@ impl Tlb {
             pool: [(0, 1); POOL],
             pool_next: 0,
             context_next: 2,
+            code_pages: [0; 64],
             large: [0; 2],
         })
     }
@@ -113,6 +116,19 @@ impl Tlb {
     /// Makes every address of code be looked up anew.
     pub(crate) fn code_moved(&mut self) {
         self.generation = self.generation.wrapping_add(1);
+        self.code_pages = [0; 64];
+    }
+
+    /// The word and bit of a page in `code_pages`.
+    fn code_bit(linear: u64) -> (usize, u64) {
+        let hash = (linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+        ((hash >> 6) as usize, 1 << (hash & 63))
+    }
+
+    /// Notes that code at `linear` has been looked up, so that a flush of its page must make it be looked up anew.
+    pub(crate) fn note_code(&mut self, linear: u64) {
+        let (word, bit) = Self::code_bit(linear);
+        self.code_pages[word] |= bit;
     }
 
     fn fresh(&mut self) -> u64 {
@@ -176,11 +192,14 @@ impl Tlb {
 
     /// Forgets the page of `linear` in every context, whatever its size.
     pub(super) fn flush_page(&mut self, linear: u64) {
-        self.code_moved();
         let region = LARGE
             .iter()
             .rev()
             .find(|s| self.large[usize::from(**s == 30)] & Self::large_bit(linear, **s) != 0);
+        let (word, bit) = Self::code_bit(linear);
+        if region.is_some() || self.code_pages[word] & bit != 0 {
+            self.code_moved();
+        }
         if let Some(shift) = region {
             let hit = |tag: u64| (tag ^ linear) >> shift == 0;
             for entry in self.entries.iter_mut().filter(|e| hit(e.read) || hit(e.write)) {
