@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -19,6 +19,8 @@ use crate::types::{ApiError, SaveRequest, Status, VcpuStats, VmInfo};
 const CONNECTIONS_MAX: usize = 16;
 /// How long a client may take to send its request or take its answer.
 const CLIENT_TIME: Duration = Duration::from_secs(10);
+/// How long the last requests are answered when the machine is gone.
+const LAST_ANSWERS_TIME: Duration = Duration::from_secs(1);
 
 /// What can be done to a machine.
 pub trait Manage: Send + Sync {
@@ -38,9 +40,10 @@ pub trait Manage: Send + Sync {
     fn stop(&self) -> Result<(), ApiError>;
 }
 
-/// A listening control socket. The socket file is removed when this is dropped.
+/// A listening control socket. When it is dropped, requests that have been read are answered, and the socket file is removed.
 pub struct Server {
     path: PathBuf,
+    answering: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -58,8 +61,9 @@ impl Server {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-        let server = Self { path: path.to_owned() };
-        std::thread::Builder::new().name("control".into()).spawn(move || listen(&listener, &machine))?;
+        let answering = Arc::new(AtomicUsize::new(0));
+        let server = Self { path: path.to_owned(), answering: answering.clone() };
+        std::thread::Builder::new().name("control".into()).spawn(move || listen(&listener, &machine, &answering))?;
         Ok(server)
     }
 }
@@ -68,10 +72,15 @@ impl Drop for Server {
     fn drop(&mut self) {
         // If it is gone already, all is well.
         let _ = fs::remove_file(&self.path);
+        // The process may end next, and whoever asked for that waits for an answer.
+        let deadline = Instant::now() + LAST_ANSWERS_TIME;
+        while self.answering.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
-fn listen(listener: &UnixListener, machine: &Arc<dyn Manage>) {
+fn listen(listener: &UnixListener, machine: &Arc<dyn Manage>, answering: &Arc<AtomicUsize>) {
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
@@ -83,11 +92,11 @@ fn listen(listener: &UnixListener, machine: &Arc<dyn Manage>) {
             open.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
-        let (machine, open) = (machine.clone(), open.clone());
+        let (machine, open, answering) = (machine.clone(), open.clone(), answering.clone());
         let counted = open.clone();
         let thread = std::thread::Builder::new().name("client".into()).spawn(move || {
             // A client that goes away loses its answer; nobody else does.
-            let _ = serve(stream, &*machine);
+            let _ = serve(stream, &*machine, &answering);
             open.fetch_sub(1, Ordering::SeqCst);
         });
         if thread.is_err() {
@@ -96,16 +105,19 @@ fn listen(listener: &UnixListener, machine: &Arc<dyn Manage>) {
     }
 }
 
-fn serve(mut stream: UnixStream, machine: &dyn Manage) -> io::Result<()> {
+fn serve(mut stream: UnixStream, machine: &dyn Manage, answering: &AtomicUsize) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT_TIME))?;
     stream.set_write_timeout(Some(CLIENT_TIME))?;
-    let answer = read_request(&mut stream).and_then(|r| route(&r, machine));
-    let (status, body) = match answer {
+    let request = read_request(&mut stream);
+    answering.fetch_add(1, Ordering::SeqCst);
+    let (status, body) = match request.and_then(|r| route(&r, machine)) {
         Ok(value) => (Status::Ok, value),
         Err(e) => (e.status, json!({ "error": e.message })),
     };
-    write_response(&mut stream, status, body.to_string().as_bytes())?;
-    stream.shutdown(Shutdown::Write)
+    let written = write_response(&mut stream, status, body.to_string().as_bytes());
+    let written = written.and_then(|()| stream.shutdown(Shutdown::Write));
+    answering.fetch_sub(1, Ordering::SeqCst);
+    written
 }
 
 fn to_json(value: impl Serialize) -> Result<Value, ApiError> {

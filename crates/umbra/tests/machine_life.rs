@@ -234,8 +234,9 @@ fn a_name_belongs_to_one_machine() {
 #[test]
 fn many_of_one_name_at_once_give_one_machine() {
     let home = Home::new();
-    let mut all: Vec<_> =
-        (0..4).map(|_| home.start_kernel(&console(), "web", &["--events", "/dev/null"])).collect();
+    let (kernel, accel) = (home.file("kernel", &console()), accel());
+    let start = || Running::start(home.umbra(&home.run_arguments(&accel, &kernel, &["--name", "web"])));
+    let mut all: Vec<_> = (0..4).map(|_| start()).collect();
     wait_until("three refusals", || {
         all.iter_mut().filter_map(|vm| vm.has_ended().then_some(())).count() == 3
     });

@@ -31,7 +31,13 @@ echo "Linux $release under ${hypervisor:-an unknown hypervisor}, $cpus processor
   acpid -d
 } > /dev/null 2>&1 &
 
+# How busybox' commands of these names tell the first program.
+trap 'poweroff -f' USR2
+trap 'reboot -f' TERM
+trap 'halt -f' USR1
+
 cd /root
 terminal=/dev/${consoles##* }
-setsid -c sh < "$terminal" > "$terminal" 2>&1
+setsid -c sh < "$terminal" > "$terminal" 2>&1 &
+wait $!
 poweroff -f

@@ -137,8 +137,7 @@ fn elf(code: &[u8], entry: Option<u32>, mem_size: u64) -> Vec<u8> {
     let headers = 64 + 2 * 56;
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
-    let mut halves =
-        |file: &mut Vec<u8>, words: &[u16]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
+    let halves = |file: &mut Vec<u8>, words: &[u16]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
     let wide = |file: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
     // ET_EXEC, x86-64, version 1.
     halves(&mut file, &[2, 62, 1, 0]);
