@@ -1,0 +1,52 @@
+//! The conformance suite on the engines that this machine can run.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use umbra_engine::Engine;
+use umbra_engine_kvm::{KvmEngine, probe};
+use umbra_engine_soft::SoftEngine;
+use umbra_testkit::conformance::{Manner, list, platform_of_kvm, platform_of_soft, run_suite};
+
+fn check(engine: &dyn Engine, moves: bool) {
+    let platform = if engine.name() == "soft" { platform_of_soft() } else { platform_of_kvm() };
+    let manner = Manner { engines: &[engine], moves, platform };
+    let report = run_suite(manner, "", |_| ()).expect("the engine says what it supports");
+    println!("{}, moves {moves}: {}", engine.name(), report.summary());
+    let failures = report.failures();
+    assert!(failures.is_empty(), "{} programs fail:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn software_engine() {
+    check(&SoftEngine::new().expect("the software engine"), false);
+}
+
+#[test]
+fn software_engine_saved_and_restored_at_each_mark() {
+    check(&SoftEngine::new().expect("the software engine"), true);
+}
+
+#[test]
+fn kvm_where_it_can_run_kernels() {
+    let file = match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(file) => file,
+        Err(e) => return println!("skipped: /dev/kvm: {e}"),
+    };
+    if let Err(why) = probe(file.as_fd()) {
+        return println!("skipped: {why}");
+    }
+    let engine = KvmEngine::open(file.into()).expect("the KVM engine");
+    check(&engine, false);
+    check(&engine, true);
+}
+
+#[test]
+fn names_are_unique() {
+    let names = list();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(names.len(), sorted.len());
+    assert!(names.len() >= 250, "{} programs", names.len());
+}
