@@ -14,7 +14,7 @@ use std::time::Duration;
 use umbra_engine::Engine;
 use umbra_engine_kvm::KvmEngine;
 use umbra_engine_soft::SoftEngine;
-use umbra_machine::{BootFiles, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
+use umbra_machine::{BootFiles, Console, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
 
 use crate::protocol::{Answer, Ending, Link, Message, Request, Start};
 
@@ -107,7 +107,7 @@ fn restore(file: File, parts: Parts) -> Result<Machine, MachineError> {
 }
 
 /// The serial line's output. A broker that does not read makes the guest wait, as a slow terminal does.
-fn console_output(mut console: UnixStream) -> Box<dyn FnMut(&[u8]) + Send> {
+fn console_output(mut console: UnixStream) -> Console {
     let mut broken = false;
     Box::new(move |bytes| broken = broken || console.write_all(bytes).is_err())
 }
