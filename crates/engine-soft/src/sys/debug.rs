@@ -84,9 +84,10 @@ pub fn is_stepping(cpu: &Cpu) -> bool {
         || cpu.debug_pending != 0
 }
 
-/// Whether a repeated string instruction must stop after each iteration for a trap.
+/// Whether a repeated string instruction must stop after each iteration, because it may trap there.
 pub fn traps_iterations(cpu: &Cpu) -> bool {
-    cpu.flag(Rflags::TF) || cpu.debug_pending != 0
+    let waits = |n| breakpoint(cpu, n).is_some_and(|(watch, ..)| watch != Watch::Execute);
+    cpu.flag(Rflags::TF) || cpu.dr7 & DR7_ENABLED != 0 && (0..4).any(waits)
 }
 
 /// Before an instruction in stepping: instruction breakpoints; the shadow of the instruction before ends.

@@ -14,6 +14,7 @@ use crate::fault::{Exec, Flow};
 use crate::mmu::Host;
 use crate::native::special::host;
 use crate::operand::{mask, segment_number};
+use crate::sys::debug;
 
 const PAGE: u64 = 4096;
 /// Elements done one by one before somebody else may get the processor.
@@ -188,8 +189,8 @@ fn repeat(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         element(cpu, &shape)?;
         return Ok(Flow::Next);
     }
-    // With the trap flag, each iteration is followed by a debug exception.
-    let step = cpu.flag(Rflags::TF);
+    // With the trap flag or a data breakpoint, each iteration may be followed by a debug exception.
+    let step = debug::traps_iterations(cpu);
     let mut budget = PIECES_MAX * ELEMENTS_MAX;
     loop {
         let count = shape.register(cpu, gpr::RCX);
@@ -213,12 +214,11 @@ fn wanted(cpu: &Cpu) -> bool {
 
 /// Does as many elements as can be done at once; whether a comparison ended it, and what it cost of the budget.
 fn piece(cpu: &mut Cpu, shape: &Shape, count: u64) -> Exec<(bool, u64)> {
-    if !shape.down {
-        if let Some(n) = plain_count(cpu, shape, count) {
-            if let Some(done) = plain(cpu, shape, n)? {
-                return Ok((done, ELEMENTS_MAX));
-            }
-        }
+    if !shape.down
+        && let Some(n) = plain_count(cpu, shape, count)
+        && let Some(done) = plain(cpu, shape, n)?
+    {
+        return Ok((done, ELEMENTS_MAX));
     }
     for _ in 0..count.min(ELEMENTS_MAX) {
         if element(cpu, shape)? {
