@@ -25,7 +25,7 @@ use umbra_server::{ApiError, Manage, Server, Status, VcpuStats, VmInfo, VmState}
 use crate::events::Events;
 use crate::paths::{control_socket, take_name};
 use crate::protocol::{Answer, Ending, Link, Message, Request, Start};
-use crate::terminal::{Command, Raw, pass_input, pass_output};
+use crate::terminal::{Command, Raw, pass_input, pass_output, say};
 
 /// How long a worker may take to end when it is asked to.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -59,6 +59,10 @@ pub fn run(job: Job) -> anyhow::Result<ExitCode> {
     let watch = watch_signals(broker.clone())?;
     let ending = broker.serve(&job, &socket, console);
     watch.close();
+    if ending.is_err() {
+        // Nobody has asked it to end, and nobody needs it any more.
+        broker.kill_worker();
+    }
     let status = broker.reap();
     let ending = match ending? {
         Some(ending) => ending,
@@ -188,7 +192,7 @@ impl Broker {
         }
     }
 
-    /// Waits a moment for a worker that has said that it ends.
+    /// Waits a moment for a worker that has said or was asked to end; then makes it.
     fn end_worker(&self) {
         let steps = STOP_TIME.as_millis() / 5;
         for _ in 0..steps {
@@ -208,29 +212,28 @@ impl Broker {
     /// Writes the last event, tells the user, and gives the exit code.
     fn conclude(&self, job: &Job, ending: &Ending) -> ExitCode {
         let crashed = |reason: &str, more: &str| job.events.write("crashed", &self.name, &json!({ "reason": reason, "message": more }));
-        let say = |text: String| eprintln!("umbra: {text}");
         match ending {
             Ending::PowerOff => job.events.write("halted", &self.name, &json!({ "reason": "power-off" })),
             Ending::Stopped => job.events.write("halted", &self.name, &json!({ "reason": "stopped" })),
             Ending::Reset => job.events.write("halted", &self.name, &json!({ "reason": "reset" })),
             Ending::Panicked => {
                 crashed("panic", "");
-                say("the guest's kernel panicked".into());
+                say("the guest's kernel panicked");
                 return ExitCode::from(3);
             }
             Ending::TripleFault => {
                 crashed("triple-fault", "");
-                say("triple fault: the guest's processor shut down".into());
+                say("triple fault: the guest's processor shut down");
                 return ExitCode::from(4);
             }
             Ending::Error(why) => {
                 crashed("internal-error", why);
-                say(format!("internal error: {why}"));
+                say(&format!("internal error: {why}"));
                 return ExitCode::from(5);
             }
             Ending::NotStarted(why) => {
                 crashed("not-started", why);
-                say(why.clone());
+                say(why);
                 return ExitCode::from(1);
             }
         }
@@ -336,7 +339,10 @@ impl Manage for Broker {
     }
 
     fn stop(&self) -> Result<(), ApiError> {
-        self.link.send(&Request::Stop, &[]).map_err(|e| ApiError::new(Status::Internal, format!("the machine does not answer: {e}")))
+        // If it is gone, that is what was asked for; one that does not hear is made to end.
+        let _ = self.link.send(&Request::Stop, &[]);
+        self.end_worker();
+        Ok(())
     }
 }
 

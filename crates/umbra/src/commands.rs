@@ -1,5 +1,6 @@
 //! Commands to a running machine: clients of its control socket.
 
+use std::io::{self, Write};
 use std::path::absolute;
 use std::time::{Duration, Instant};
 
@@ -83,15 +84,23 @@ pub fn stop(args: &StopArgs) -> anyhow::Result<()> {
 pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     let machines = running()?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&machines)?);
-        return Ok(());
+        return print(&format!("{}\n", serde_json::to_string_pretty(&machines)?));
     }
-    println!("{:<20} {:<8} {:<6} {:>4} {:>9} {:>8}", "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "PID");
+    let mut table = format!("{:<20} {:<8} {:<6} {:>4} {:>9} {:>8}\n", "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "PID");
     for vm in machines {
         let state = if vm.state == VmState::Running { "running" } else { "paused" };
-        println!("{:<20} {:<8} {:<6} {:>4} {:>5} MiB {:>8}", vm.name, state, vm.engine, vm.cpus, vm.memory >> 20, vm.worker_pid);
+        let memory = vm.memory >> 20;
+        table += &format!("{:<20} {:<8} {:<6} {:>4} {:>5} MiB {:>8}\n", vm.name, state, vm.engine, vm.cpus, memory, vm.worker_pid);
     }
-    Ok(())
+    print(&table)
+}
+
+/// Prints to standard output. A reader that has enough is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to standard output"),
+        _ => Ok(()),
+    }
 }
 
 /// All machines that answer, by name. What a dead one left behind is passed over.

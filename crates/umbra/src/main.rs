@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|e| {
         terminal::put_back();
-        eprintln!("umbra: {e:#}");
+        terminal::say(&format!("{e:#}"));
         ExitCode::from(1)
     })
 }

@@ -14,6 +14,7 @@ use crate::cli::{Common, RestoreArgs, RunArgs};
 use crate::events::Events;
 use crate::guest;
 use crate::protocol::Start;
+use crate::terminal;
 
 /// Runs `umbra run`.
 ///
@@ -67,7 +68,7 @@ fn start_job(name: String, mut start: Start, files: Vec<OwnedFd>, common: &Commo
     start.kvm = kvm.is_some();
     let engine = if start.kvm { "kvm" } else { "soft" };
     if !common.quiet {
-        eprintln!("umbra: {name} runs on the {engine} engine: {why}");
+        terminal::say(&format!("{name} runs on the {engine} engine: {why}"));
     }
     let events = Events::open(common.events.as_deref())?;
     let descriptors = kvm.into_iter().chain(files).collect();

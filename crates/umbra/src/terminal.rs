@@ -92,13 +92,20 @@ impl Keys {
     }
 }
 
+/// Tells the user one sentence.
+pub fn say(text: &str) {
+    // Nobody is left to be told that nobody reads it.
+    let _ = writeln!(io::stderr(), "umbra: {text}");
+}
+
 /// Passes standard input to the guest until it ends or the user leaves.
 pub fn pass_input(mut guest: impl Write, raw: bool) -> Option<Command> {
     let (mut keys, mut bytes) = (Keys::default(), [0; 4096]);
     let mut stdin = io::stdin().lock();
     loop {
         let n = match stdin.read(&mut bytes) {
-            Ok(0) => return None,
+            // A raw terminal has no end of input of its own: it has gone away.
+            Ok(0) => return raw.then_some(Command::Leave),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             // The terminal has gone away.

@@ -289,8 +289,7 @@ fn a_killed_worker_is_an_internal_error() {
     let home = Home::new();
     let vm = home.start_kernel(&console(), "web", &["--events", "events"]);
     vm.says("ready");
-    let worker = home.info("web").unwrap()["worker_pid"].as_u64().unwrap();
-    let worker = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
+    let worker = pid(&home.info("web").unwrap()["worker_pid"]);
     rustix::process::kill_process(worker, Signal::KILL).unwrap();
     let output = vm.end();
     let said = text(&output.stderr);
@@ -299,6 +298,73 @@ fn a_killed_worker_is_an_internal_error() {
     assert!(said.contains("internal error") && said.contains("signal: 9"), "{said}");
     assert_eq!(events(&home).last().unwrap()["reason"], "internal-error");
     home.nothing_left();
+}
+
+fn pid(number: &Value) -> rustix::process::Pid {
+    rustix::process::Pid::from_raw(i32::try_from(number.as_i64().unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn a_worker_that_does_not_hear_is_made_to_end() {
+    let home = Home::new();
+    let vm = home.start_kernel(&console(), "web", &[]);
+    vm.says("ready");
+    let info = home.info("web").unwrap();
+    rustix::process::kill_process(pid(&info["worker_pid"]), Signal::STOP).unwrap();
+    home.succeed(&["stop", "--force", "web"]);
+    assert!(!lives(info["worker_pid"].as_u64().unwrap()), "it has ended when the command has");
+    assert!(vm.end().status.code().is_some());
+    home.nothing_left();
+}
+
+#[test]
+fn the_second_signal_does_not_wait_for_the_worker() {
+    let home = Home::new();
+    let mut vm = home.start_kernel(&console(), "web", &[]);
+    vm.says("ready");
+    let worker = home.info("web").unwrap()["worker_pid"].clone();
+    rustix::process::kill_process(pid(&worker), Signal::STOP).unwrap();
+    let started = std::time::Instant::now();
+    while !vm.has_ended() {
+        vm.signal(Signal::TERM);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(started.elapsed() < common::LIMIT);
+    }
+    assert!(!lives(worker.as_u64().unwrap()));
+    home.nothing_left();
+}
+
+#[test]
+fn a_control_socket_that_cannot_be_made_is_told() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.sockets().join("web.sock/in-the-way")).unwrap();
+    std::fs::set_permissions(home.sockets(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let output = home.run_kernel(&console(), &["--name", "web"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    one_sentence(&said);
+    assert!(said.contains("cannot listen at"), "{said}");
+}
+
+#[test]
+fn streams_that_nobody_reads_are_no_error() {
+    let home = Home::new();
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    let ends = |arguments: &[&str]| {
+        let mut command = home.umbra(arguments);
+        let child = command.stdin(Stdio::null()).stdout(closed()).stderr(closed()).spawn().unwrap();
+        Running::adopt(child).end().status.code()
+    };
+    let accel = accel();
+    assert_eq!(ends(&["ls"]), Some(0));
+    assert_eq!(ends(&["ls", "--json"]), Some(0));
+    assert_eq!(ends(&["pause", "web"]), Some(1));
+    let panics = home.file("kernel", &Code::new().say("some words").panic().kernel());
+    assert_eq!(ends(&["run", "--accel", &accel, "--memory", "16M", "--kernel", &panics]), Some(3));
 }
 
 /// What the control socket answers to these bytes.

@@ -108,7 +108,7 @@ fn closed(session: bool) {
     let mut vm = start(&home, &terminal, session);
     let worker = home.info("web").unwrap()["worker_pid"].as_u64().unwrap();
     terminal.close();
-    vm.wait();
+    assert_eq!(vm.wait().code(), Some(0));
     wait_until("the worker's end", || !lives(worker));
     home.nothing_left();
 }

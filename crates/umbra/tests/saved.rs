@@ -42,6 +42,13 @@ fn a_restored_machine_goes_on_where_it_was() {
     vm.send(b"c");
     vm.says("cC");
     assert!(!vm.written().contains("ready"), "it does not start again");
+    let events = fs::read_to_string(home.path("events")).unwrap();
+    let names = ["created", "restored"];
+    assert!(
+        events.lines().zip(names).all(|(line, name)| line.contains(&format!("\"event\":\"{name}\""))),
+        "{events}"
+    );
+    assert_eq!(events.lines().count(), 2, "{events}");
     assert_eq!(home.info("web").unwrap()["memory"], 16 << 20);
     // And once more from there.
     home.succeed(&["save", "web", "saved-again"]);
@@ -120,6 +127,46 @@ fn a_machine_that_cannot_be_saved_goes_on() {
     home.succeed(&["resume", "web"]);
     vm.send(b"c");
     vm.says("cC");
+    vm.send(b"p");
+    assert_eq!(vm.end().status.code(), Some(0));
+    home.nothing_left();
+}
+
+/// Starts the console guest with a folder `small` that only it sees, on a disk of 16 KiB; `None` if this host does not let us.
+fn with_small_disk(home: &Home) -> Option<Running> {
+    fs::create_dir(home.path("small")).unwrap();
+    let script = "mount -t tmpfs -o size=16k none small && exec \"$@\"";
+    let kernel = home.file("kernel", &console());
+    let accel = accel();
+    let mut all = vec!["-rm", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_umbra")];
+    all.extend(home.run_arguments(&accel, &kernel, &["--name", "web"]));
+    let allowed = home.at_home("unshare", &["-rm", "mount", "-t", "tmpfs", "none", "small"]).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this host does not allow a mount namespace");
+        return None;
+    }
+    Some(Running::start(home.at_home("unshare", &all)))
+}
+
+#[test]
+fn a_full_disk_keeps_the_older_file_and_the_machine() {
+    let home = Home::new();
+    let Some(mut vm) = with_small_disk(&home) else { return };
+    vm.says("ready");
+    // The folder as the machine sees it.
+    let small = std::path::PathBuf::from(format!("/proc/{}/root", vm.id()))
+        .join(home.path("small").strip_prefix("/").unwrap());
+    fs::write(small.join("saved"), b"older").unwrap();
+    let output = home.end(&["save", "web", "small/saved"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    one_sentence(&said);
+    assert!(said.contains("No space left on device"), "{said}");
+    let left: Vec<_> = fs::read_dir(&small).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["saved"]);
+    assert_eq!(fs::read(small.join("saved")).unwrap(), b"older");
+    vm.send(b"c");
+    vm.says("aA");
     vm.send(b"p");
     assert_eq!(vm.end().status.code(), Some(0));
     home.nothing_left();
