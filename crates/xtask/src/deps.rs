@@ -14,7 +14,8 @@ use crate::cache;
 use crate::guests::{Guests, Kernel, Qemu};
 
 /// Programs that tests and tools call by name, and the packages that bring them.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
+    ("c++", "g++"),
     ("cc", "gcc"),
     ("dpkg", "dpkg"),
     ("ldd", "libc-bin"),

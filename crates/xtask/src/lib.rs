@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cache;
 pub mod deps;
 mod elf;
+pub mod fuzz;
 pub mod guests;
 pub mod initramfs;
 pub mod lint;
@@ -21,5 +22,7 @@ pub mod umbra;
 mod apt_test;
 #[cfg(test)]
 mod elf_test;
+#[cfg(test)]
+mod fuzz_test;
 #[cfg(test)]
 mod process_test;

@@ -11,7 +11,7 @@ use xtask::bench::{boot, overhead};
 use xtask::cache::workspace;
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Paging};
-use xtask::{deps, lint, suite};
+use xtask::{deps, fuzz, lint, suite};
 
 /// The repository's tool box.
 #[derive(Parser)]
@@ -41,6 +41,8 @@ enum Task {
         /// The steps to run; all of them where none is named
         steps: Vec<suite::Step>,
     },
+    /// Fuzz what reads untrusted bytes, each target for a few seconds
+    Fuzz(fuzz::FuzzOptions),
     /// Measure Umbra beside QEMU
     #[command(subcommand)]
     Bench(Bench),
@@ -116,6 +118,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Task::Deps { refresh } => deps::prepare(refresh).map(|_| ExitCode::SUCCESS),
         Task::Nest(arguments) => nest(&arguments),
+        Task::Fuzz(options) => fuzz::run(&workspace(), &options).map(|()| ExitCode::SUCCESS),
         Task::Test { steps } => {
             let steps = if steps.is_empty() { suite::Step::ALL.to_vec() } else { steps };
             Ok(if suite::run(&workspace(), &steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::fuzz::{self, FuzzOptions};
 use crate::{deps, lint};
 
 /// No call of cargo may take longer: a hang shall end as a failure while the rest can still be told.
@@ -25,6 +26,8 @@ pub enum Step {
     Build,
     /// Unit and integration tests of all crates.
     Unit,
+    /// Fuzz targets, a few seconds each.
+    Fuzz,
     /// Whole guests under our own engine, on this machine.
     Boot,
     /// Whole guests under KVM, and moves between the engines, in the nested host.
@@ -33,7 +36,8 @@ pub enum Step {
 
 impl Step {
     /// All steps, in the order in which they run.
-    pub const ALL: [Step; 6] = [Step::Deps, Step::Lint, Step::Build, Step::Unit, Step::Boot, Step::Nested];
+    pub const ALL: [Step; 7] =
+        [Step::Deps, Step::Lint, Step::Build, Step::Unit, Step::Fuzz, Step::Boot, Step::Nested];
 
     fn name(self) -> &'static str {
         match self {
@@ -41,6 +45,7 @@ impl Step {
             Step::Lint => "lint",
             Step::Build => "build",
             Step::Unit => "unit",
+            Step::Fuzz => "fuzz",
             Step::Boot => "boot",
             Step::Nested => "nested",
         }
@@ -122,6 +127,7 @@ fn run_step(root: &Path, step: Step) -> Result<()> {
             println!("xtask test: cargo-nextest is not installed, using cargo test");
             cargo(root, &["test", "--workspace", "--no-fail-fast"])
         }
+        Step::Fuzz => fuzz::run(root, &FuzzOptions::default()),
         Step::Boot => guests(root, "boot"),
         Step::Nested => guests(root, "nested"),
     }

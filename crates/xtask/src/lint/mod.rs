@@ -73,7 +73,11 @@ pub fn run(root: &Path, steps: &[Step]) -> Result<usize> {
     let mut total = 0;
     for step in steps {
         let count = match step {
-            Step::Fmt => cargo(root, &["fmt", "--all", "--check"])?,
+            Step::Fmt => {
+                // The fuzz targets are a workspace of their own.
+                cargo(root, &["fmt", "--all", "--check"])?
+                    + cargo(root, &["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])?
+            }
             Step::Clippy => {
                 cargo(root, &["clippy", "-q", "--workspace", "--all-targets", "--", "-D", "warnings"])?
             }

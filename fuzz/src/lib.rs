@@ -1,0 +1,13 @@
+//! What the fuzz targets share: numbers out of a fuzzer's bytes, and the machine around a device.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod board;
+mod input;
+mod record;
+
+pub mod guest;
+
+pub use board::Board;
+pub use input::Input;
+pub use record::{alter, load_altered, load_record, repair_checksums};

@@ -1,0 +1,225 @@
+//! Writes the inputs that the corpora begin with: whole and right saved states, requests, messages and pieces of code, which a
+//! fuzzer would not find by itself. `seeds FOLDER` puts them into `FOLDER/TARGET/`.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::sync::mpsc::channel;
+
+// The coverage counters that this program is built with as well want the fuzzer's runtime.
+use libfuzzer_sys as _;
+use umbra_fuzz::{Input, guest};
+use umbra_machine::{CpuModel, Machine, MachineSpec, Parts};
+use umbra_state::{ChunkKind, ContainerWriter, Field, Record, Saved};
+
+struct Seeds<'a>(&'a Path);
+
+impl Seeds<'_> {
+    fn put(&self, target: &str, name: &str, pieces: &[&[u8]]) {
+        let folder = self.0.join(target);
+        std::fs::create_dir_all(&folder).expect("a folder for the corpus");
+        std::fs::write(folder.join(name), pieces.concat()).expect("a file of the corpus");
+    }
+}
+
+fn states(seeds: &Seeds<'_>) {
+    let mut bytes = Vec::new();
+    Record { id: "com1".into(), kind: "serial".into(), version: 1, bytes: vec![1, 0, 1, 0, 0, 0, 7] }
+        .put(&mut bytes);
+    seeds.put("state_codec", "record", &[&[0], &bytes]);
+    let mut bytes = Vec::new();
+    vec![(1u32, 2u64), (3, 4)].put(&mut bytes);
+    seeds.put("state_codec", "pairs", &[&[1], &bytes]);
+    let mut bytes = Vec::new();
+    ("text".to_owned(), vec![vec![1u8, 2], vec![]]).put(&mut bytes);
+    seeds.put("state_codec", "nested", &[&[3], &bytes]);
+    let state = guest::power_on(0).to_record("vcpu0");
+    seeds.put("engine_cpu_state", "power-on", &[&[1], &state.bytes]);
+    seeds.put("engine_cpu_state", "altered", &[&[0, 2, 8, 0, 1, 90, 0, 0xff]]);
+}
+
+fn container(seeds: &Seeds<'_>) {
+    let mut file = ContainerWriter::new(Vec::new()).expect("a vector takes everything");
+    for (kind, address, payload) in [
+        (ChunkKind::Spec, 0, &b"{}"[..]),
+        (ChunkKind::Record, 0, b"record"),
+        (ChunkKind::Memory, 0x1000, b"memory"),
+    ] {
+        file.chunk(kind, address, payload).expect("a vector takes everything");
+    }
+    let file = file.finish().expect("a vector takes everything");
+    seeds.put("state_container", "whole", &[&[0], &file]);
+    seeds.put("state_container", "repaired", &[&[1], &file]);
+}
+
+fn machine(seeds: &Seeds<'_>) {
+    let mut spec = MachineSpec::new("fuzz", 1, 16 << 20);
+    spec.cpu_model = CpuModel::Portable1;
+    spec.uuid = "0".repeat(32);
+    let (events, _receiver) = channel();
+    let parts = Parts { engine: guest::owned_engine(), console: Box::new(|_: &[u8]| {}), events };
+    let machine = Machine::new(spec.clone(), parts).expect("a machine");
+    let json = serde_json::to_vec(&spec).expect("it is JSON");
+    let file = machine.save(&json, Vec::new()).expect("it can be saved");
+    seeds.put("machine_saved", "whole", &[&[0], &file]);
+    seeds.put("machine_saved", "repaired", &[&[1], &file]);
+    messages(seeds, &spec);
+}
+
+fn messages(seeds: &Seeds<'_>, spec: &MachineSpec) {
+    let spec = serde_json::to_string(spec).expect("it is JSON");
+    let texts = [
+        format!("{{\"Created\":{spec}}}"),
+        "\"Booted\"".into(),
+        "{\"Answer\":{\"Ok\":{\"Stats\":[[[\"exits\",3]]]}}}".into(),
+        "{\"Answer\":{\"Err\":\"no\"}}".into(),
+        "{\"Ended\":{\"Error\":\"why\"}}".into(),
+        format!(
+            "{{\"spec\":{spec},\"kvm\":false,\"kernel\":true,\"initrd\":true,\"saved\":false,\"no_reboot\":false,\"paused\":false}}"
+        ),
+    ];
+    for (n, text) in texts.iter().enumerate() {
+        let head = [text.len() as u8, (text.len() >> 8) as u8, n as u8];
+        seeds.put("broker_messages", &format!("message-{n}"), &[&head, text.as_bytes()]);
+    }
+}
+
+fn http(seeds: &Seeds<'_>) {
+    let requests = [
+        ("info", "GET /v1/vm HTTP/1.1\r\nHost: umbra\r\n\r\n"),
+        ("stats", "GET /v1/stats HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
+        ("save", "PUT /v1/vm/save HTTP/1.1\r\nContent-Length: 13\r\n\r\n{\"path\":\"/a\"}"),
+        ("pause", "PUT /v1/vm/pause HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"),
+        ("unknown", "PUT /v1/none HTTP/1.1\r\n\r\n"),
+        ("two-lengths", "PUT /v1/vm HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}"),
+    ];
+    for (name, text) in requests {
+        seeds.put("server_http", &format!("request-{name}"), &[&[0], text.as_bytes()]);
+    }
+    let info = "{\"name\":\"web\",\"engine\":\"soft\",\"state\":\"paused\",\"cpus\":2,\"memory\":1,\"broker_pid\":1,\"worker_pid\":2}";
+    let ok = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{info}", info.len());
+    seeds.put("server_http", "answer-ok", &[&[1], ok.as_bytes()]);
+    let refused = "HTTP/1.1 400 Bad Request\r\nContent-Length: 14\r\n\r\n{\"error\":\"no\"}";
+    seeds.put("server_http", "answer-refused", &[&[1], refused.as_bytes()]);
+}
+
+/// Code that a fuzzer would take long to put together, for the modes in which it means something.
+const CODE: &[(&str, &[u8])] = &[
+    ("integer", &[0x01, 0xd8, 0xf7, 0xf3, 0x0f, 0xaf, 0xc3, 0x0f, 0xa3, 0x07, 0xd3, 0xe0, 0x0f, 0xc1, 0x07]),
+    ("strings", &[0xb9, 5, 0, 0, 0, 0xf3, 0xa4, 0xf3, 0xab, 0xf2, 0xae, 0xf3, 0xa6, 0xf3, 0x6c, 0xf3, 0x6e]),
+    (
+        "vector",
+        &[0x66, 0x0f, 0x6f, 0x07, 0xc5, 0xfd, 0x58, 0xc1, 0xc4, 0xe2, 0x7d, 0x98, 0xc1, 0x0f, 0xae, 0x07],
+    ),
+    (
+        "x87",
+        &[
+            0xdd, 0x07, 0xd9, 0xc0, 0xde, 0xc1, 0xd9, 0xfe, 0xdb, 0x3f, 0x9b, 0xdd, 0x37, 0xdd, 0x27, 0xd9,
+            0x37,
+        ],
+    ),
+    (
+        "xsave",
+        &[
+            0xb8, 0xff, 0, 0, 0, 0x31, 0xd2, 0x0f, 0xae, 0x27, 0x0f, 0xae, 0x2f, 0x0f, 0xc7, 0x27, 0x0f,
+            0x01, 0xd0,
+        ],
+    ),
+    (
+        "system",
+        &[
+            0x0f, 0x20, 0xc0, 0x0f, 0x22, 0xc0, 0x0f, 0x01, 0x3f, 0x0f, 0x32, 0x0f, 0x30, 0x0f, 0xa2, 0x0f,
+            0x31,
+        ],
+    ),
+    (
+        "segments",
+        &[0x8e, 0xd8, 0x8e, 0xe3, 0x0f, 0xb4, 0x07, 0x0f, 0x00, 0xd8, 0x0f, 0x02, 0xc3, 0x0f, 0x03, 0xc3],
+    ),
+    (
+        "calls",
+        &[0x9a, 0, 0, 1, 0, 0x73, 0, 0xcb, 0xcf, 0xcd, 0x30, 0xcc, 0xf1, 0x0f, 0x05, 0x0f, 0x34, 0x0f, 0x35],
+    ),
+    ("atomics", &[0xf0, 0x0f, 0xb1, 0x07, 0x48, 0x0f, 0xc7, 0x0f, 0xf0, 0x48, 0x0f, 0xc1, 0x07, 0x87, 0x07]),
+    ("ports", &[0xe4, 0x20, 0xe6, 0x20, 0xec, 0xee, 0xef, 0xed, 0xfa, 0xfb, 0xf4]),
+    ("itself", &[0xc6, 0x05, 0, 0, 0, 0, 0x90, 0xff, 0x07, 0xeb, 0xf6]),
+    (
+        "debug",
+        &[
+            0x0f, 0x23, 0xc0, 0x0f, 0x23, 0xf8, 0x0f, 0x21, 0xf0, 0x9c, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d,
+            0x90, 0x90,
+        ],
+    ),
+];
+
+fn code(seeds: &Seeds<'_>) {
+    let mut guest = guest::Guest::new();
+    for (n, (name, code)) in (0u8..).zip(CODE) {
+        for (mode, user) in [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (4, 1), (5, 0), (5, 1)] {
+            // Mode, control bits, flags; pointers in all general registers; numbers in the vector registers.
+            let control = n << 1 & !0x20 | 1;
+            let head = [mode | user << 6, control, 2, 0x32, 0, 0];
+            let registers = [15, 2, 4, 20, 17, 14, 15, 16, 1, 18, 19, 20, 21, 22, 14, 15, n + 1, 0];
+            let bytes = [&head[..], &registers].concat();
+            guest::write_tables(&guest.memory);
+            let taken = guest.run(&guest::registers(&mut Input::new(&bytes)), false);
+            assert!(taken, "the engine refuses the registers of {name}");
+            let name = format!("{name}-{mode}{user}");
+            // No interrupt, no patches.
+            seeds.put("soft_code", &name, &[&bytes, &[1, 0], code]);
+            if (n + mode).is_multiple_of(3) {
+                // One byte of the saved state is another.
+                seeds.put("soft_state", &name, &[&bytes, &[1, 30, 0, 1, 0], code]);
+            }
+        }
+    }
+}
+
+/// Steps of devices are numbers; any will do to begin with.
+fn steps(seeds: &Seeds<'_>) {
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as u8
+    };
+    for target in ["apic_page", "chipset_devices", "irqchip_devices", "pci_bus", "x86_paging"] {
+        for n in 0..6u8 {
+            let bytes: Vec<u8> = (0..160).map(|_| next()).collect();
+            seeds.put(target, &format!("steps-{n}"), &[&[n], &bytes]);
+        }
+    }
+    // Page tables that point at themselves, in the three kinds of paging.
+    for (name, cr0, cr4, efer) in [
+        ("long", 0x8000_0001u32, 0x20u32, 0xd00u16),
+        ("pae", 0x8000_0001, 0x20, 0),
+        ("legacy", 0x8000_0001, 0x10, 0),
+    ] {
+        let head = [
+            &cr0.to_le_bytes()[..],
+            &cr4.to_le_bytes(),
+            &efer.to_le_bytes(),
+            &0x1000u64.to_le_bytes(),
+            &[10, 1],
+        ]
+        .concat();
+        let pdptes = [0x2001u64.to_le_bytes(); 4].concat();
+        let linears = [0u64, 0x1234_5678, 0xffff_ffff_ffff_f000, 0x8000_0000].map(u64::to_le_bytes).concat();
+        let table = [0x3007u64, 0x8000_0000_0000_4007, 0x20_0087, 0].map(u64::to_le_bytes).concat();
+        seeds.put("x86_paging", name, &[&head, &pdptes, &[3], &linears, &table]);
+    }
+}
+
+fn main() {
+    let Some(folder) = std::env::args_os().nth(1) else {
+        eprintln!("seeds: give the folder of the corpora");
+        std::process::exit(2);
+    };
+    let seeds = Seeds(folder.as_ref());
+    states(&seeds);
+    container(&seeds);
+    machine(&seeds);
+    http(&seeds);
+    code(&seeds);
+    steps(&seeds);
+}
