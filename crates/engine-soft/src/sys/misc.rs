@@ -36,8 +36,8 @@ pub(super) fn hlt(cpu: &mut Cpu, _: &Instruction) -> Exec<Flow> {
 }
 
 /// PAUSE.
-pub(super) fn pause(_: &mut Cpu, _: &Instruction) -> Exec<Flow> {
-    std::hint::spin_loop();
+pub(super) fn pause(cpu: &mut Cpu, _: &Instruction) -> Exec<Flow> {
+    hooks::pause(cpu);
     Ok(Flow::Next)
 }
 
