@@ -5,5 +5,6 @@ mod fault_test;
 mod flags_test;
 pub(crate) mod guest;
 mod instruction_test;
+mod legacy_test;
 mod speed_test;
 mod world_test;

@@ -59,3 +59,28 @@ fn another_processor_changes_the_code() {
         });
     });
 }
+
+#[test]
+fn only_one_stops_the_world_at_a_time() {
+    let mut guests = two();
+    let alone = std::sync::atomic::AtomicU32::new(0);
+    thread::scope(|s| {
+        for guest in &mut guests {
+            s.spawn(|| {
+                for n in 0..2_000 {
+                    guest.cpu.enter_world();
+                    guest.cpu.stop_world();
+                    assert_eq!(alone.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                    if n % 16 == 0 {
+                        // A device is called: nobody may come in meanwhile all the same.
+                        guest.cpu.with_io(|io| io.port_write(0, &[0]));
+                    }
+                    alone.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    guest.cpu.resume_world();
+                    assert!(guest.cpu.is_inside());
+                    guest.cpu.leave_world();
+                }
+            });
+        }
+    });
+}
