@@ -8,6 +8,7 @@ use umbra_boot::Layout;
 use umbra_device::Clock;
 use umbra_engine::{CpuState, Engine, VcpuSpec, Vm, VmSpec};
 use umbra_memory::{Backing, Memory, Region, RegionKind};
+use umbra_x86::cpuid::CpuidTable;
 
 use crate::board::{Board, BoardParts};
 use crate::cpu_model::Processors;
@@ -39,6 +40,8 @@ pub struct Machine {
     pub(crate) board: Arc<Board>,
     pub(crate) crew: Crew,
     pub(crate) cpus: Processors,
+    /// What CPUID shows on each processor, for as long as the machine lives, wherever it came from.
+    shown: Vec<CpuidTable>,
     layout: Layout,
     timers: Arc<Timers>,
     timer_thread: Option<JoinHandle<()>>,
@@ -84,11 +87,12 @@ impl Machine {
             layout: &layout,
         });
         let board = Arc::new(board?);
-        let mut vcpus = Vec::new();
+        let (mut vcpus, mut shown) = (Vec::new(), Vec::new());
         for id in 0..spec.cpus {
-            let shown = saved.and_then(|s| s.get(id as usize)).map(CpuState::cpuid_table);
-            let cpuid = shown.unwrap_or_else(|| cpus.cpuid(id));
-            vcpus.push(vm.create_vcpu(VcpuSpec { id, cpuid })?);
+            let saved = saved.and_then(|s| s.get(id as usize)).map(CpuState::cpuid_table);
+            let cpuid = saved.unwrap_or_else(|| cpus.cpuid(id));
+            vcpus.push(vm.create_vcpu(VcpuSpec { id, cpuid: cpuid.clone() })?);
+            shown.push(cpuid);
         }
         let crew = Crew::new(gate, vcpus, &board, &events)?;
         let timer_thread =
@@ -102,6 +106,7 @@ impl Machine {
             board,
             crew,
             cpus,
+            shown,
             layout,
             timers,
             timer_thread: Some(timer_thread),
@@ -116,9 +121,8 @@ impl Machine {
     /// The files are no kernel, or do not fit.
     pub fn boot(&self, files: &BootFiles) -> Result<(), MachineError> {
         let entry = image::put(files, &self.spec, &self.layout, &self.memory)?;
-        for (id, mut vcpu) in self.crew.vcpus().enumerate() {
-            let id = id as u32;
-            let mut state = CpuState::power_on(id, &self.cpus.cpuid(id));
+        for ((id, shown), mut vcpu) in (0..).zip(&self.shown).zip(self.crew.vcpus()) {
+            let mut state = CpuState::power_on(id, shown);
             self.cpus.set_msrs(&mut state);
             if id == 0 {
                 image::enter(&mut state, &entry);

@@ -205,6 +205,31 @@ fn a_reset_after_restoring_needs_the_kernel() {
     assert_eq!(vm.end().status.code(), Some(0));
 }
 
+#[test]
+fn processors_show_after_a_reset_what_they_showed_when_they_were_saved() {
+    use umbra_engine::CpuState;
+    use umbra_state::{Field, Record, Saved};
+    let home = Home::new();
+    let other = rewritten(&saved(&home), |chunks| {
+        let records = chunks.iter_mut().filter(|(kind, ..)| *kind == ChunkKind::Record);
+        let read = |bytes: &[u8]| Record::take(&mut &*bytes, "record").unwrap();
+        let (_, _, bytes) = records.into_iter().find(|(.., bytes)| read(bytes).id.contains("cpu")).unwrap();
+        let record = read(bytes);
+        let mut state = CpuState::from_record(&record).unwrap();
+        // A letter of the processor's name, which nothing depends on.
+        let name = state.cpuid.iter_mut().find(|entry| entry.0.leaf == 0x8000_0002).unwrap();
+        name.0.eax ^= 1;
+        bytes.clear();
+        state.to_record(&record.id).put(bytes);
+    });
+    let (file, kernel) = (home.file("other", &other), home.file("kernel", &console()));
+    let mut vm = restore(&home, &file, &["--kernel", &kernel]);
+    vm.send(b"r");
+    vm.says("ready");
+    vm.send(b"p");
+    assert_eq!(vm.end().status.code(), Some(0));
+}
+
 /// Restoring this file is refused with these words, and leaves it as it is.
 fn refuse(home: &Home, bytes: &[u8], words: &[&str]) -> String {
     let file = home.file("damaged", bytes);
