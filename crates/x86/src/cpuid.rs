@@ -74,9 +74,17 @@ pub struct CpuidTable(Vec<CpuidEntry>);
 impl CpuidTable {
     /// A table of these entries; a later entry replaces an earlier one of the same leaf and subleaf.
     pub fn new(entries: impl IntoIterator<Item = CpuidEntry>) -> Self {
-        let mut table = Self::default();
-        entries.into_iter().for_each(|e| table.set(e));
-        table
+        let mut all: Vec<_> = entries.into_iter().collect();
+        // Not one by one: a saved file can hold a great many, in the worst order. The sort keeps the order of equals.
+        all.sort_by_key(|e| (e.leaf, e.subleaf));
+        all.dedup_by(|later, kept| {
+            let same = (later.leaf, later.subleaf) == (kept.leaf, kept.subleaf);
+            if same {
+                *kept = *later;
+            }
+            same
+        });
+        Self(all)
     }
 
     /// All entries, sorted.
@@ -193,3 +201,7 @@ features! {
     KVM_PV_EOI = 0x4000_0001, 0, Eax, 6; KVM_PV_UNHALT = 0x4000_0001, 0, Eax, 7; KVM_PV_TLB_FLUSH = 0x4000_0001, 0, Eax, 9;
     KVM_PV_SEND_IPI = 0x4000_0001, 0, Eax, 11; KVM_CLOCKSOURCE_STABLE = 0x4000_0001, 0, Eax, 24;
 }
+
+#[cfg(test)]
+#[path = "cpuid_test.rs"]
+mod cpuid_test;
