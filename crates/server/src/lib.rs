@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod deadline;
 mod http;
 mod serve;
 mod types;

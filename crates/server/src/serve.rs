@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::deadline::Deadline;
 use crate::http::{Request, read_request, write_response};
 use crate::types::{ApiError, SaveRequest, Status, VcpuStats, VmInfo};
 
@@ -63,7 +64,9 @@ impl Server {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         let answering = Arc::new(AtomicUsize::new(0));
         let server = Self { path: path.to_owned(), answering: answering.clone() };
-        std::thread::Builder::new().name("control".into()).spawn(move || listen(&listener, &machine, &answering))?;
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || listen(&listener, &machine, &answering))?;
         Ok(server)
     }
 }
@@ -105,16 +108,15 @@ fn listen(listener: &UnixListener, machine: &Arc<dyn Manage>, answering: &Arc<At
     }
 }
 
-fn serve(mut stream: UnixStream, machine: &dyn Manage, answering: &AtomicUsize) -> io::Result<()> {
-    stream.set_read_timeout(Some(CLIENT_TIME))?;
-    stream.set_write_timeout(Some(CLIENT_TIME))?;
-    let request = read_request(&mut stream);
+fn serve(stream: UnixStream, machine: &dyn Manage, answering: &AtomicUsize) -> io::Result<()> {
+    let request = read_request(&mut Deadline::new(&stream, CLIENT_TIME));
     answering.fetch_add(1, Ordering::SeqCst);
     let (status, body) = match request.and_then(|r| route(&r, machine)) {
         Ok(value) => (Status::Ok, value),
         Err(e) => (e.status, json!({ "error": e.message })),
     };
-    let written = write_response(&mut stream, status, body.to_string().as_bytes());
+    let mut out = Deadline::new(&stream, CLIENT_TIME);
+    let written = write_response(&mut out, status, body.to_string().as_bytes());
     let written = written.and_then(|()| stream.shutdown(Shutdown::Write));
     answering.fetch_sub(1, Ordering::SeqCst);
     written
