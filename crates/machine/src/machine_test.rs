@@ -259,6 +259,24 @@ fn a_damaged_file_is_refused() {
 }
 
 #[test]
+fn a_file_with_more_state_than_any_machine_has_is_refused() {
+    let record = umbra_state::Record {
+        id: "com1".into(),
+        kind: "serial".into(),
+        version: 1,
+        bytes: vec![0; 1 << 20],
+    };
+    let mut bytes = Vec::new();
+    umbra_state::Field::put(&record, &mut bytes);
+    let mut file = umbra_state::ContainerWriter::new(Vec::new()).unwrap();
+    file.chunk(umbra_state::ChunkKind::Spec, 0, b"{}").unwrap();
+    (0..16).for_each(|_| file.chunk(umbra_state::ChunkKind::Record, 0, &bytes).unwrap());
+    let file = file.finish().unwrap();
+    let error = SavedMachine::open(file.as_slice()).err().unwrap().to_string();
+    assert!(error.contains("more state"), "{error}");
+}
+
+#[test]
 fn the_portable_model_is_the_same_everywhere() {
     let supported = everything();
     let table = crate::cpu_model::Processors::new(CpuModel::Portable1, 4, &supported).unwrap().cpuid(3);

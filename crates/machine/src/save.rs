@@ -22,6 +22,8 @@ const CHUNK: u64 = 1 << 20;
 const PIECE: usize = 4096;
 /// Records in a file: processors and devices.
 const RECORDS_MAX: usize = 4096;
+/// Bytes of all of them: the greatest machine's processors take 2 MiB. They are held in memory before anything is checked.
+const RECORD_BYTES_MAX: usize = 16 << 20;
 
 fn vcpu_id(id: usize) -> String {
     format!("vcpu{id}")
@@ -135,11 +137,14 @@ impl<R: Read> SavedMachine<R> {
             _ => return Err(odd("no specification")),
         };
         let mut records = Vec::new();
+        let mut bytes_left = RECORD_BYTES_MAX;
         let first = loop {
             match file.next(&mut payload)? {
                 None => break None,
                 Some((ChunkKind::Memory, gpa)) => break Some((gpa, std::mem::take(&mut payload))),
                 Some((ChunkKind::Record, _)) if records.len() < RECORDS_MAX => {
+                    let left = bytes_left.checked_sub(payload.len());
+                    bytes_left = left.ok_or_else(|| odd("more state than any machine has"))?;
                     let mut rest = payload.as_slice();
                     records.push(<Record as umbra_state::Field>::take(&mut rest, "record")?);
                 }
