@@ -14,7 +14,7 @@ use umbra_x86::segment::{Segment, Table, access, sreg};
 use crate::decode::Cache;
 use crate::exec::Fast;
 use crate::mmu::Tlb;
-use crate::vm::{Injected, KvmClock, Shared, Tsc};
+use crate::vm::{Injected, KvmClock, Shared, Spin, Tsc};
 
 /// Vector, mask and x87 state. Registers are whole, so that a thunk loads each with one instruction.
 #[derive(Clone)]
@@ -126,6 +126,8 @@ pub struct Cpu {
     pub kvm: KvmClock,
     /// For how many nanoseconds a halted processor waits awake.
     pub halt_poll: u64,
+    /// Whether it waits in a loop.
+    pub spin: Spin,
     /// What CPUID shows.
     pub cpuid: CpuidTable,
     /// The software TLB.

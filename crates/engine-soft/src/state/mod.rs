@@ -22,7 +22,7 @@ use crate::decode::Cache;
 use crate::exec::Fast;
 use crate::mmu::Tlb;
 use crate::native;
-use crate::vm::{Injected, KvmClock, Shared, Tsc, attention, count};
+use crate::vm::{Injected, KvmClock, Shared, Spin, Tsc, attention, count};
 
 /// What is refused, in words.
 pub(crate) type Refused = String;
@@ -73,6 +73,7 @@ impl Cpu {
             tsc: Tsc::default(),
             kvm: KvmClock::default(),
             halt_poll: 0,
+            spin: Spin::default(),
             cpuid,
             tlb: Tlb::new(),
             cache: Cache::new(),

@@ -132,6 +132,43 @@ fn round_trip() {
     );
 }
 
+/// Processors that hand a token round, each waiting for it in a loop with PAUSE: more of them than most hosts have cores.
+fn token(processors: u32, rounds: u32) -> Duration {
+    let (rig, io) = (Rig::new(processors), Io::default());
+    tables(&rig, &[]);
+    let vcpus = (0..processors).map(|id| {
+        // wait: pause; cmp dword [token], id; jne wait; inc dword [count]; mov dword [token], next; jmp wait
+        let code = Asm::new()
+            .bytes(&[0xf3, 0x90, 0x83, 0x3d])
+            .bytes(&COUNTS.to_le_bytes())
+            .bytes(&[id as u8, 0x75, 0xf5]);
+        let code = code.inc(COUNTS + 4).store(COUNTS, (id + 1) % processors).jmp_to(0);
+        let entry = CODE + 0x100 * u64::from(id);
+        rig.memory.write(entry, &code.0).unwrap();
+        let mut vcpu = rig.vcpu(id);
+        vcpu.load(&flat(id, entry)).unwrap();
+        vcpu
+    });
+    let vcpus = vcpus.collect();
+    let began = Instant::now();
+    run_all(vcpus, &io, || rig.word(u64::from(COUNTS) + 4) >= rounds);
+    began.elapsed()
+}
+
+#[test]
+fn processors_that_wait_for_one_another_let_one_another_run() {
+    token(8, 400);
+}
+
+/// What handing it on takes; run by hand.
+#[test]
+#[ignore = "a measurement"]
+fn handing_on() {
+    for processors in [2, 3, 4, 8] {
+        println!("{processors} processors: {:?} a hand-over", token(processors, 4000) / 4000);
+    }
+}
+
 #[test]
 fn a_machine_of_254_processors() {
     let rig = Rig::new(254);

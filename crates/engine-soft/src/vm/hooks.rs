@@ -76,6 +76,16 @@ pub fn set_tpr(cpu: &mut Cpu, value: u8) {
     cpu.with_apic(|apic, _| apic.set_cr8(value));
 }
 
+/// PAUSE: the guest waits for another of its processors, which may be waiting for the host's.
+pub fn pause(cpu: &mut Cpu) {
+    cpu.spin.pause(cpu.fast.instructions);
+    if cpu.spin.lasts() {
+        cpu.leave_world();
+        std::thread::yield_now();
+        cpu.enter_world();
+    }
+}
+
 /// Reads one of KVM's MSRs.
 pub fn kvm_msr_read(cpu: &mut Cpu, number: u32) -> Option<u64> {
     cpu.read_kvm_msr(number)

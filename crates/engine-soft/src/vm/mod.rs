@@ -8,6 +8,7 @@
 //! | `events` | what a processor does before it executes: INIT, SIPI, NMI, interrupts, halted waiting |
 //! | `time`, `frequency` | the time-stamp counter; how fast it is |
 //! | `pvclock`, `hypercall` | KVM's paravirtual clock, and calls |
+//! | `spin` | loops in which the guest waits |
 //! | `hooks` | what system instructions ask of all that |
 //! | `world` | stopping all processors for a moment |
 //! | `machine` | the machine as `umbra-engine` has it |
@@ -22,6 +23,7 @@ mod hypercall;
 mod machine;
 mod port;
 mod pvclock;
+mod spin;
 mod time;
 mod world;
 
@@ -30,6 +32,7 @@ pub use frequency::host_khz;
 pub use machine::SoftVm;
 pub use port::Port;
 pub use pvclock::KvmClock;
+pub use spin::Spin;
 pub use time::{Time, Tsc, host_tsc};
 pub use world::World;
 
