@@ -2,29 +2,35 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use umbra_engine::Engine;
 use umbra_engine_kvm::{KvmEngine, probe};
 use umbra_engine_soft::SoftEngine;
-use umbra_testkit::conformance::{Manner, list, platform_of_kvm, platform_of_soft, run_suite};
+use umbra_testkit::conformance::{Manner, Moves, list, platform_of_kvm, platform_of_soft, run_suite};
 
-fn check(engine: &dyn Engine, moves: bool) {
+fn check(engine: &dyn Engine, moves: Moves) {
     let platform = if engine.name() == "soft" { platform_of_soft() } else { platform_of_kvm() };
     let manner = Manner { engines: &[engine], moves, platform };
     let report = run_suite(manner, "", |_| ()).expect("the engine says what it supports");
-    println!("{}, moves {moves}: {}", engine.name(), report.summary());
+    println!("{}, {moves:?}: {}", engine.name(), report.summary());
     let failures = report.failures();
     assert!(failures.is_empty(), "{} programs fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]
 fn software_engine() {
-    check(&SoftEngine::new().expect("the software engine"), false);
+    check(&SoftEngine::new().expect("the software engine"), Moves::Never);
 }
 
 #[test]
 fn software_engine_saved_and_restored_at_each_mark() {
-    check(&SoftEngine::new().expect("the software engine"), true);
+    check(&SoftEngine::new().expect("the software engine"), Moves::AtMarks);
+}
+
+#[test]
+fn software_engine_saved_and_restored_every_millisecond() {
+    check(&SoftEngine::new().expect("the software engine"), Moves::Every(Duration::from_millis(1)));
 }
 
 #[test]
@@ -37,8 +43,8 @@ fn kvm_where_it_can_run_kernels() {
         return println!("skipped: {why}");
     }
     let engine = KvmEngine::open(file.into()).expect("the KVM engine");
-    check(&engine, false);
-    check(&engine, true);
+    check(&engine, Moves::Never);
+    check(&engine, Moves::AtMarks);
 }
 
 #[test]

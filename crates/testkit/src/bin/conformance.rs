@@ -1,40 +1,50 @@
 //! Runs the conformance suite of the engines by hand, and in the nested host.
 //!
-//! `conformance [--engine kvm|soft|both] [--moves] [--list] [--verbose] [--filter TEXT]`. With `both`, every program moves from one engine to
-//! the other at each mark. Exits 1 where a program fails for a reason that is not written down.
+//! `conformance [--engine kvm|soft|both] [--moves | --every MS] [--list] [--verbose] [--filter TEXT]`. With `both`, every program moves from one
+//! engine to the other, at each mark if nothing else is said. Exits 1 where a program fails for a reason that is not written down.
 
 use std::fs::File;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use umbra_engine::Engine;
 use umbra_engine_kvm::KvmEngine;
 use umbra_engine_soft::SoftEngine;
 use umbra_testkit::conformance::{
-    Manner, Outcome, Verdict, list, platform_of_kvm, platform_of_soft, run_suite,
+    Manner, Moves, Outcome, Verdict, list, platform_of_kvm, platform_of_soft, run_suite,
 };
 
 struct Arguments {
     engine: String,
     filter: String,
-    moves: bool,
+    moves: Moves,
     list: bool,
     verbose: bool,
 }
 
 fn arguments() -> Result<Arguments> {
-    let mut a =
-        Arguments { engine: "soft".into(), filter: String::new(), moves: false, list: false, verbose: false };
+    let mut a = Arguments {
+        engine: "soft".into(),
+        filter: String::new(),
+        moves: Moves::Never,
+        list: false,
+        verbose: false,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--engine" => a.engine = words.next().context("--engine takes kvm, soft or both")?,
             "--filter" => a.filter = words.next().context("--filter takes a part of a program's name")?,
-            "--moves" => a.moves = true,
+            "--moves" => a.moves = Moves::AtMarks,
+            "--every" => {
+                let ms = words.next().and_then(|ms| ms.parse().ok()).context("--every takes milliseconds")?;
+                a.moves = Moves::Every(Duration::from_millis(ms));
+            }
             "--list" => a.list = true,
             "--verbose" => a.verbose = true,
             other => bail!(
-                "{other} is not known; usage: conformance [--engine kvm|soft|both] [--moves] [--list] [--verbose] [--filter TEXT]"
+                "{other} is not known; usage: conformance [--engine kvm|soft|both] [--moves | --every MS] [--list] [--verbose] [--filter TEXT]"
             ),
         }
     }
@@ -76,7 +86,8 @@ fn main() -> Result<ExitCode> {
     }
     let platform = if a.engine == "soft" { platform_of_soft() } else { platform_of_kvm() };
     let engines: Vec<&dyn Engine> = engines.iter().map(|e| &**e).collect();
-    let manner = Manner { engines: &engines, moves: a.moves || engines.len() > 1, platform };
+    let moves = if engines.len() > 1 && a.moves == Moves::Never { Moves::AtMarks } else { a.moves };
+    let manner = Manner { engines: &engines, moves, platform };
     let report = run_suite(manner, &a.filter, |outcome| tell(outcome, a.verbose))?;
     println!("conformance on {} ({platform:?}): {}", a.engine, report.summary());
     Ok(if report.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use umbra_device::Clock;
 use umbra_engine::{CpuState, Engine, EngineError, Halt, RunState, Vcpu, VcpuSpec, Vm, VmSpec};
@@ -24,16 +24,29 @@ const SLEEP: Duration = Duration::from_millis(100);
 const WILD: Duration = Duration::from_millis(500);
 /// How many exceptions are told of a program that went wrong.
 const FAULTS_TOLD_MAX: usize = 16;
+/// How much is told of one difference; all of it is ASCII.
+const DIFFERENCE_LEN_MAX: usize = 400;
 /// Most moves of one program.
 const MOVES_MAX: u32 = 12;
+
+/// When a machine is saved, to go on as a fresh one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moves {
+    /// Never.
+    Never,
+    /// At each MARK and LOG of ring 0.
+    AtMarks,
+    /// Whenever so much time has passed, wherever the program is.
+    Every(Duration),
+}
 
 /// How programs are run.
 #[derive(Clone, Copy)]
 pub struct Manner<'a> {
     /// The engines; with more than one, a program moves to the next at each mark.
     pub engines: &'a [&'a dyn Engine],
-    /// Whether a program is saved at each mark, and goes on in a fresh machine.
-    pub moves: bool,
+    /// When a program is saved, to go on in a fresh machine.
+    pub moves: Moves,
     /// Where they run.
     pub platform: Platform,
 }
@@ -102,20 +115,36 @@ fn changed(before: &CpuState, after: &CpuState) -> Vec<String> {
         let mut s = s.clone();
         (s.tsc, s.tsc_khz) = (0, 0);
         if let Some(apic) = &mut s.apic {
+            // The timer's count, and the processor's priority, which follows from the rest and may be computed when it is needed.
             apic.page[0x390..0x394].fill(0);
+            apic.page[0xa0..0xa4].fill(0);
         }
         s
     };
-    timeless(before).differences(&timeless(after))
+    let mut all = timeless(before).differences(&timeless(after));
+    all.iter_mut().for_each(|d| d.truncate(DIFFERENCE_LEN_MAX));
+    all
 }
 
-/// Kicks the processors when the time is over, again and again until the run has ended.
-fn watch(recorder: &Recorder, limit: Duration, late: &AtomicBool, ended: &mpsc::Receiver<()>) {
-    let mut wait = limit;
+/// Stops the processors for a move when it is time, and for good when the limit is reached, again and again until the run has ended.
+fn watch(recorder: &Recorder, moves: Moves, limit: Duration, late: &AtomicBool, ended: &mpsc::Receiver<()>) {
+    let begun = Instant::now();
+    let mut left = if matches!(moves, Moves::Every(_)) { MOVES_MAX } else { 0 };
+    let wait_for = |left: u32| match moves {
+        Moves::Every(period) if left > 0 => period.min(limit),
+        _ => limit.saturating_sub(begun.elapsed()),
+    };
+    let mut wait = wait_for(left);
     while ended.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout) {
-        late.store(true, Ordering::SeqCst);
+        if begun.elapsed() >= limit {
+            late.store(true, Ordering::SeqCst);
+            wait = Duration::from_millis(20);
+        } else {
+            recorder.seen().marked |= left > 0;
+            left = left.saturating_sub(1);
+            wait = wait_for(left);
+        }
         recorder.kick();
-        wait = Duration::from_millis(20);
     }
 }
 
@@ -212,11 +241,12 @@ impl Run<'_> {
         limit: Duration,
     ) -> Result<(Ending, Vec<CpuState>), EngineError> {
         let late = AtomicBool::new(false);
+        let moves = self.manner.moves;
         let recorder = Arc::clone(&self.recorder);
         let (done, ended) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
             let (recorder, late) = (&*recorder, &late);
-            scope.spawn(move || watch(recorder, limit, late, &ended));
+            scope.spawn(move || watch(recorder, moves, limit, late, &ended));
             let result = self.run(states, late);
             drop(done);
             result
@@ -264,8 +294,8 @@ pub(super) fn run(manner: Manner<'_>, shown: &CpuidTable, program: &Program, cod
             }
         })
         .collect();
-    let moves = manner.moves && program.can_move;
-    let recorder = Arc::new(Recorder::new(moves));
+    let manner = Manner { moves: if program.can_move { manner.moves } else { Moves::Never }, ..manner };
+    let recorder = Arc::new(Recorder::new(manner.moves == Moves::AtMarks));
     let mut run = Run { manner, shown, memory, recorder, moves: 0, wrong: Vec::new() };
     let limit = match program.end {
         End::Sleeps => SLEEP,

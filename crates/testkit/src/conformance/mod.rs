@@ -17,6 +17,6 @@ mod recorder;
 mod suite;
 mod wild;
 
-pub use bench::Manner;
+pub use bench::{Manner, Moves};
 pub use known::{Platform, platform_of_kvm, platform_of_soft};
 pub use suite::{Outcome, Report, Verdict, list, run_suite};

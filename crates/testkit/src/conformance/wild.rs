@@ -5,7 +5,7 @@ use std::time::Duration;
 use umbra_engine::{CpuState, Engine};
 use umbra_x86::cpuid::CpuidTable;
 
-use super::bench::{self, Manner};
+use super::bench::{self, Manner, Moves};
 use super::known::Platform;
 use super::layout;
 use super::program::Mode;
@@ -81,7 +81,7 @@ pub(super) fn run(engine: &dyn Engine, shown: &CpuidTable, wild: &Wild, platform
             Err(e) => return vec![e.to_string()],
         };
         let state = start(wild, &mut random, shown);
-        let manner = Manner { engines: &[engine], moves: false, platform };
+        let manner = Manner { engines: &[engine], moves: Moves::Never, platform };
         if let Err(e) = bench::run_wild(manner, shown, memory, &state, LIMIT) {
             wrong.push(format!("piece {seed}: {e}"));
         }

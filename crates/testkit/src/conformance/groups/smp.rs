@@ -374,7 +374,7 @@ programs! { "smp";
         mov dword ptr [rbx+0x310], 0x1000000
         mov dword ptr [rbx+0x300], 0x4400
     2:  pause
-        cmp dword ptr [0x7f10], 1
+        cmp dword ptr [0xb030], 0x10
         jne 2b
         jmp 8f
     9:  mov dword ptr [0x20000], 1
