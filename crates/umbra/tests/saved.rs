@@ -320,6 +320,39 @@ fn a_file_whose_parts_do_not_fit_together_is_refused() {
     refuse(&home, &rewritten(&whole, |chunks| chunks.push(outside.clone())), &[]);
 }
 
+/// States that are whole but nonsense, in files whose checksums are right: refused or taken, but nothing falls over.
+#[test]
+fn a_state_that_was_made_up_harms_nobody() {
+    let home = Home::new();
+    let whole = saved(&home);
+    let (mut random, mut taken, mut refused) = (0x9e37_79b9_7f4a_7c15_u64, 0, 0);
+    for record in 1..rewritten_count(&whole) {
+        for _ in 0..4 {
+            let made_up = rewritten(&whole, |chunks| {
+                let bytes = &mut chunks[record].2;
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let at = (random >> 33) as usize % bytes.len();
+                bytes[at] ^= 1 << (random >> 24 & 7) | 0x80;
+            });
+            let file = home.file("made-up", &made_up);
+            let mut vm = restore(&home, &file, &["--paused", "--name", "web"]);
+            common::wait_until("an answer", || vm.has_ended() || home.info("web").is_some());
+            if !vm.has_ended() {
+                taken += 1;
+                assert!(home.end(&["stop", "--force", "web"]).status.success());
+                assert_eq!(vm.end().status.code(), Some(0));
+                continue;
+            }
+            refused += 1;
+            let output = vm.end();
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            one_sentence(&text(&output.stderr));
+        }
+    }
+    assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");
+    home.nothing_left();
+}
+
 /// How many chunks are no memory: without memory a machine is a machine whose memory is zero.
 fn rewritten_count(whole: &[u8]) -> usize {
     let mut count = 0;
