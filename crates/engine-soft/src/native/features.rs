@@ -15,7 +15,6 @@ const fn at(leaf: u32, subleaf: u32, reg: CpuidReg, bit: u8) -> Feature {
     Feature { leaf, subleaf, reg, bit }
 }
 
-const CMPXCHG8B: Feature = feature::CX8;
 const MOVDIRI: Feature = at(7, 0, CpuidReg::Ecx, 27);
 const SERIALIZE: Feature = at(7, 0, CpuidReg::Edx, 14);
 const AVX512_FP16: Feature = at(7, 0, CpuidReg::Edx, 23);
@@ -27,34 +26,20 @@ const AVX_NE_CONVERT: Feature = at(7, 1, CpuidReg::Edx, 5);
 const FDP_EXCEPTION_ONLY: Feature = at(7, 0, CpuidReg::Ebx, 6);
 const FCS_FDS_DEPRECATED: Feature = at(7, 0, CpuidReg::Ebx, 13);
 
-/// What the CPUID feature of an instruction means here.
-enum Need {
-    /// Every 64-bit processor has it, or executes the instruction as something harmless without it.
-    Always,
-    /// This bit.
-    Bit(Feature),
-    /// Not offered by this engine.
-    Never,
+/// Whether every 64-bit processor has an instruction of this feature, or executes it as something harmless without it.
+fn is_always(f: F) -> bool {
+    matches!(
+        f,
+        F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CPUID | F::MULTIBYTENOP | F::SMM | F::RDPMC
+            // No-operations, or other instructions, where the feature is missing.
+            | F::PAUSE | F::PREFETCHW | F::PREFETCHWT1 | F::PREFETCHITI | F::CLDEMOTE | F::WBNOINVD | F::LZCNT
+    )
 }
 
-fn need(f: F) -> Need {
-    use Need::{Always, Bit, Never};
-    Bit(match f {
-        F::INTEL8086
-        | F::INTEL186
-        | F::INTEL286
-        | F::INTEL386
-        | F::INTEL486
-        | F::X64
-        | F::CPUID
-        | F::MULTIBYTENOP => return Always,
+/// The bit that shows a feature of the vector, x87 or MMX units.
+fn vector_bit(f: F) -> Option<Feature> {
+    Some(match f {
         F::FPU287 | F::FPU387 | F::FPU => feature::FPU,
-        // No-operations, or other instructions, where the feature is missing.
-        F::PAUSE | F::PREFETCHW | F::PREFETCHWT1 | F::PREFETCHITI | F::CLDEMOTE | F::WBNOINVD | F::LZCNT => {
-            return Always;
-        }
-        F::SMM | F::RDPMC => return Always,
-        F::ADX => feature::ADX,
         F::AES => feature::AES,
         F::AVX => feature::AVX,
         F::AVX2 => feature::AVX2,
@@ -75,34 +60,13 @@ fn need(f: F) -> Need {
         F::AVX_IFMA => AVX_IFMA,
         F::AVX_VNNI_INT8 => AVX_VNNI_INT8,
         F::AVX_NE_CONVERT => AVX_NE_CONVERT,
-        F::BMI1 => feature::BMI1,
-        F::BMI2 => feature::BMI2,
-        F::CLFSH => feature::CLFSH,
-        F::CLFLUSHOPT => feature::CLFLUSHOPT,
-        F::CLWB => feature::CLWB,
-        F::CMOV => feature::CMOV,
-        F::CMPXCHG16B => feature::CX16,
-        F::CX8 => CMPXCHG8B,
         F::F16C => feature::F16C,
         F::FMA => feature::FMA,
-        F::FSGSBASE => feature::FSGSBASE,
         F::FXSR => feature::FXSR,
         F::GFNI => feature::GFNI,
-        F::INVPCID => feature::INVPCID,
         F::MMX => feature::MMX,
-        F::MOVBE => feature::MOVBE,
-        F::MOVDIRI => MOVDIRI,
-        F::MSR => feature::MSR,
         F::PCLMULQDQ => feature::PCLMULQDQ,
-        F::POPCNT => feature::POPCNT,
-        F::RDPID => feature::RDPID,
-        F::RDRAND => feature::RDRAND,
-        F::RDSEED => feature::RDSEED,
-        F::RDTSCP => feature::RDTSCP,
-        F::SEP => feature::SEP,
-        F::SERIALIZE => SERIALIZE,
         F::SHA => feature::SHA,
-        F::SMAP => feature::SMAP,
         F::SSE => feature::SSE,
         F::SSE2 => feature::SSE2,
         F::SSE3 => feature::SSE3,
@@ -110,15 +74,44 @@ fn need(f: F) -> Need {
         F::SSE4_2 => feature::SSE4_2,
         F::SSE4A => feature::SSE4A,
         F::SSSE3 => feature::SSSE3,
-        F::SYSCALL => feature::SYSCALL,
-        F::TSC => feature::TSC,
         F::VAES => feature::VAES,
         F::VPCLMULQDQ => feature::VPCLMULQDQ,
         F::XSAVE => feature::XSAVE,
         F::XSAVEC => feature::XSAVEC,
         F::XSAVEOPT => feature::XSAVEOPT,
         F::XSAVES => feature::XSAVES,
-        _ => return Never,
+        _ => return None,
+    })
+}
+
+/// The bit that shows any other feature; `None` where this engine does not offer it.
+fn other_bit(f: F) -> Option<Feature> {
+    Some(match f {
+        F::ADX => feature::ADX,
+        F::BMI1 => feature::BMI1,
+        F::BMI2 => feature::BMI2,
+        F::CLFSH => feature::CLFSH,
+        F::CLFLUSHOPT => feature::CLFLUSHOPT,
+        F::CLWB => feature::CLWB,
+        F::CMOV => feature::CMOV,
+        F::CMPXCHG16B => feature::CX16,
+        F::CX8 => feature::CX8,
+        F::FSGSBASE => feature::FSGSBASE,
+        F::INVPCID => feature::INVPCID,
+        F::MOVBE => feature::MOVBE,
+        F::MOVDIRI => MOVDIRI,
+        F::MSR => feature::MSR,
+        F::POPCNT => feature::POPCNT,
+        F::RDPID => feature::RDPID,
+        F::RDRAND => feature::RDRAND,
+        F::RDSEED => feature::RDSEED,
+        F::RDTSCP => feature::RDTSCP,
+        F::SEP => feature::SEP,
+        F::SERIALIZE => SERIALIZE,
+        F::SMAP => feature::SMAP,
+        F::SYSCALL => feature::SYSCALL,
+        F::TSC => feature::TSC,
+        _ => return None,
     })
 }
 
@@ -145,11 +138,9 @@ pub fn offers(cpuid: &CpuidTable, code: Code) -> bool {
         _ if is_nop_without_feature(m) => return true,
         _ => {}
     }
-    code.cpuid_features().iter().all(|f| match need(*f) {
-        Need::Always => true,
-        Need::Bit(bit) => cpuid.has(bit),
-        Need::Never => false,
-    })
+    code.cpuid_features()
+        .iter()
+        .all(|f| is_always(*f) || vector_bit(*f).or_else(|| other_bit(*f)).is_some_and(|bit| cpuid.has(bit)))
 }
 
 /// Features of the host's processor that tier 0 executes if the host has them.

@@ -72,85 +72,29 @@ fn is_pure_extension(f: F) -> bool {
     )
 }
 
-/// Instructions of every processor that only compute.
-fn is_pure_basic(m: M) -> bool {
-    matches!(
+/// Integer arithmetic of every processor.
+fn is_arithmetic(m: M) -> bool {
+    #[rustfmt::skip]
+    let is = matches!(
         m,
-        M::Add
-            | M::Or
-            | M::Adc
-            | M::Sbb
-            | M::And
-            | M::Sub
-            | M::Xor
-            | M::Cmp
-            | M::Test
-            | M::Inc
-            | M::Dec
-            | M::Neg
-            | M::Not
-            | M::Mul
-            | M::Imul
-            | M::Div
-            | M::Idiv
-            | M::Shl
-            | M::Sal
-            | M::Shr
-            | M::Sar
-            | M::Rol
-            | M::Ror
-            | M::Rcl
-            | M::Rcr
-            | M::Shld
-            | M::Shrd
-            | M::Bt
-            | M::Bts
-            | M::Btr
-            | M::Btc
-            | M::Bsf
-            | M::Bsr
-            | M::Bswap
-            | M::Xadd
-            | M::Xchg
-            | M::Cmpxchg
-            | M::Movzx
-            | M::Movsx
-            | M::Movsxd
-            | M::Cbw
-            | M::Cwde
-            | M::Cdqe
-            | M::Cwd
-            | M::Cdq
-            | M::Cqo
-            | M::Lahf
-            | M::Sahf
-            | M::Cmc
-            | M::Clc
-            | M::Stc
-            | M::Nop
-            | M::Reservednop
-            | M::Seta
-            | M::Setae
-            | M::Setb
-            | M::Setbe
-            | M::Sete
-            | M::Setg
-            | M::Setge
-            | M::Setl
-            | M::Setle
-            | M::Setne
-            | M::Setno
-            | M::Setnp
-            | M::Setns
-            | M::Seto
-            | M::Setp
-            | M::Sets
-            | M::Wait
-            | M::Endbr32
-            | M::Endbr64
-            | M::Rdsspd
-            | M::Rdsspq
-    )
+        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg | M::Not
+            | M::Mul | M::Imul | M::Div | M::Idiv | M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr
+            | M::Shld | M::Shrd | M::Bt | M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr | M::Bswap | M::Xadd | M::Xchg | M::Cmpxchg
+    );
+    is
+}
+
+/// Moves, conversions and flags of every processor.
+fn is_move(m: M) -> bool {
+    #[rustfmt::skip]
+    let is = matches!(
+        m,
+        M::Movzx | M::Movsx | M::Movsxd | M::Cbw | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Lahf | M::Sahf
+            | M::Cmc | M::Clc | M::Stc | M::Nop | M::Reservednop | M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg
+            | M::Setge | M::Setl | M::Setle | M::Setne | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets | M::Wait
+            | M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq
+    );
+    is
 }
 
 /// Whether `i` may run natively at all.
@@ -166,7 +110,8 @@ pub fn is_allowed(i: &Instruction) -> bool {
     {
         return false;
     }
-    is_pure_basic(i.mnemonic())
+    is_arithmetic(i.mnemonic())
+        || is_move(i.mnemonic())
         || code.cpuid_features().iter().all(|f| is_pure_extension(*f)) && !is_handled_elsewhere(i.mnemonic())
 }
 

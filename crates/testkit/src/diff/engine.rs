@@ -190,10 +190,10 @@ fn page_tables(m: &Memory) -> anyhow::Result<()> {
         set(DIRECTORY, address >> 21 & 511, table | all)?;
     }
     for n in 0..SYSTEM_SIZE / PAGE {
-        set(TABLES[0], n, n * PAGE | PRESENT | WRITABLE)?;
+        set(TABLES[0], n, (n * PAGE) | PRESENT | WRITABLE)?;
     }
     set(TABLES[1], CODE >> 12 & 511, CODE | PRESENT | USER)?;
-    let data = |n: u64| DATA + n * PAGE | PRESENT | USER | NO_EXECUTE;
+    let data = |n: u64| (DATA + n * PAGE) | PRESENT | USER | NO_EXECUTE;
     let slot = DATA >> 12 & 511;
     set(TABLES[2], slot + 1, data(1) | WRITABLE)?;
     set(TABLES[2], slot + 2, data(2) | WRITABLE)?;

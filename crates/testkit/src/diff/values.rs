@@ -112,12 +112,12 @@ fn mxcsr(r: &mut Random) -> u32 {
     match r.below(6) {
         0 => 0x1f80 | flags,
         // Some exceptions are not masked.
-        1 => (r.bits() as u32 & 0x1f80) | 0x40 * (r.below(2) as u32) | (r.below(4) as u32) << 13,
+        1 => (r.bits() as u32 & 0x1f80) | (0x40 * (r.below(2) as u32)) | (r.below(4) as u32) << 13,
         _ => {
             0x1f80
                 | flags
                 | (r.below(4) as u32) << 13
-                | 0x40 * (r.below(2) as u32)
+                | (0x40 * (r.below(2) as u32))
                 | (r.below(2) as u32) << 15
         }
     }

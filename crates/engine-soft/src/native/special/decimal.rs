@@ -42,7 +42,7 @@ fn set_ax(cpu: &mut Cpu, high: u8, low: u8) {
 fn set_result(cpu: &mut Cpu, result: u8) {
     cpu.set_flag(Rflags::SF, result & 0x80 != 0);
     cpu.set_flag(Rflags::ZF, result == 0);
-    cpu.set_flag(Rflags::PF, result.count_ones() % 2 == 0);
+    cpu.set_flag(Rflags::PF, result.count_ones().is_multiple_of(2));
 }
 
 /// Whether the low digit is to be adjusted.
