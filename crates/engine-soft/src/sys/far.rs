@@ -81,8 +81,11 @@ impl Cpu {
         if d.is_present() { Ok(()) } else { Err(Fault::np(d.selector)) }
     }
 
-    /// Marks the code segment accessed and makes the target at privilege level `cpl`. The offset is checked first.
+    /// Marks the code segment accessed and makes the target at privilege level `cpl`. The offset is checked first; outside of 64-bit code it has 32 bits,
+    /// whatever the operand size.
     pub(super) fn code_target(&mut self, mut d: Descriptor, rip: u64, cpl: u8) -> Exec<Target> {
+        let is_long = self.mode.long && d.is_long_code();
+        let rip = if is_long { rip } else { rip & 0xffff_ffff };
         self.check_entry(&d.segment(), rip)?;
         d.mark_accessed(self)?;
         let cs = Segment { selector: with_rpl(d.selector, cpl), ..d.segment() };
@@ -284,8 +287,8 @@ pub(super) fn ret(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         _ => 0,
     };
     let mut stack = Stack::current(cpu);
-    let rip = stack.pop(cpu, bytes)?;
-    let selector = stack.pop(cpu, bytes)? as u16;
+    let [selector, rip] = stack.pop_all(cpu, bytes)?;
+    let selector = selector as u16;
     if !cpu.mode.protected || cpu.mode.v86 {
         let target = cpu.real_target(selector, rip)?;
         stack.skip(extra);
@@ -299,9 +302,8 @@ pub(super) fn ret(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         stack.commit(cpu);
         return Ok(target.enter(cpu));
     }
-    let sp = stack.pop(cpu, bytes)?;
-    let ss = stack.pop(cpu, bytes)? as u16;
-    let mut back = OuterReturn::check(cpu, code, rip, ss)?;
+    let [ss, sp] = stack.pop_all(cpu, bytes)?;
+    let mut back = OuterReturn::check(cpu, code, rip, ss as u16)?;
     back.sp = sp.wrapping_add(extra);
     Ok(back.commit(cpu))
 }

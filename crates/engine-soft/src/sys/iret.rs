@@ -38,9 +38,8 @@ pub(super) fn iret(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         return Ok(Flow::Jump);
     }
     let mut stack = Stack::current(cpu);
-    let rip = stack.pop(cpu, bytes)?;
-    let selector = stack.pop(cpu, bytes)? as u16;
-    let image = stack.pop(cpu, bytes)?;
+    let [image, selector, rip] = stack.pop_all(cpu, bytes)?;
+    let selector = selector as u16;
     let cpl = cpu.mode.cpl;
     if bytes == 4 && image & Rflags::VM.bits() != 0 && cpl == 0 && !cpu.mode.long {
         return iret_to_v86(cpu, stack, rip, selector, image);
@@ -54,9 +53,8 @@ pub(super) fn iret(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         return Ok(target.enter(cpu));
     }
     // 64-bit mode loads SS and RSP even where the level stays.
-    let sp = stack.pop(cpu, bytes)?;
-    let ss = stack.pop(cpu, bytes)? as u16;
-    let mut back = OuterReturn::check(cpu, code, rip, ss)?;
+    let [ss, sp] = stack.pop_all(cpu, bytes)?;
+    let mut back = OuterReturn::check(cpu, code, rip, ss as u16)?;
     back.sp = sp;
     cpu.rflags = rflags;
     Ok(back.commit(cpu))
@@ -73,9 +71,8 @@ fn unmask_nmi(cpu: &mut Cpu) {
 /// Real mode, and virtual-8086 mode with IOPL 3, where IOPL stays.
 fn iret_real(cpu: &mut Cpu, bytes: u32) -> Exec<Flow> {
     let mut stack = Stack::current(cpu);
-    let rip = stack.pop(cpu, bytes)?;
-    let selector = stack.pop(cpu, bytes)? as u16;
-    let image = stack.pop(cpu, bytes)?;
+    let [image, selector, rip] = stack.pop_all(cpu, bytes)?;
+    let selector = selector as u16;
     let target = cpu.real_target(selector, rip)?;
     stack.commit(cpu);
     cpu.rflags = flags::restored(cpu, image, bytes);

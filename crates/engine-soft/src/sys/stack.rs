@@ -97,6 +97,17 @@ impl Stack {
         Ok(value)
     }
 
+    /// Pops `N` values of `bytes` bytes. The deepest is read first and comes first: that is the order in which processors read the frames of
+    /// returns, and in which these fault.
+    pub fn pop_all<const N: usize>(&mut self, cpu: &mut Cpu, bytes: u32) -> Exec<[u64; N]> {
+        let mut values = [0; N];
+        for (n, value) in (0..N as u64).rev().zip(&mut values) {
+            *value = self.peek(cpu, n * u64::from(bytes), bytes)?;
+        }
+        self.skip(N as u64 * u64::from(bytes));
+        Ok(values)
+    }
+
     /// Moves the pointer up.
     pub fn skip(&mut self, bytes: u64) {
         self.sp = self.sp.wrapping_add(bytes) & mask(self.bits);

@@ -270,6 +270,31 @@ fn returns_in_long_mode() {
 }
 
 #[test]
+fn compatibility_mode_takes_32_bits_of_the_offset() {
+    let mut b = Bench::new(Start::Long, 0);
+    b.gdt(FREE, descriptor(0, 0xfff, CODE_R | access::DB));
+    b.push(&[0x7777_0000_0234, u64::from(FREE)], 8);
+    assert_eq!(b.step(RETFQ), Ok(Flow::Jump));
+    assert_eq!((b.cpu.rip, b.cpu.mode.code), (0x234, 32));
+}
+
+#[test]
+fn the_deepest_part_of_a_frame_is_read_first() {
+    let iretq: &[u8] = &[0x48, 0xcf];
+    for (code, slots, inside, fault_at) in
+        [(RETFQ, 2, 0, 8), (RETFQ, 2, 1, 0), (iretq, 3, 1, 8), (iretq, 5, 3, 8)]
+    {
+        let mut b = Bench::new(Start::Long, 0);
+        b.cpu.gpr[RSP] = MISSING - 8 * inside;
+        for (n, value) in [CODE, u64::from(CODE0), 2].into_iter().enumerate().take(inside as usize) {
+            b.write(MISSING - 8 * inside + 8 * n as u64, value, 8);
+        }
+        assert_eq!(b.refuse(code), Fault::pf(0));
+        assert_eq!(b.cpu.fault_address, MISSING + fault_at, "{slots} slots, {inside} there");
+    }
+}
+
+#[test]
 fn real_and_virtual_8086_mode() {
     for start in [Start::Real, Start::V86] {
         let mut b = Bench::new(start, 3);
