@@ -12,8 +12,10 @@ use crate::exec::{Op, OpRef};
 pub(super) const INSTRUCTIONS_MAX: usize = 64;
 /// Eight-byte words for blocks: 12 MiB, which a Linux guest's start-up fits a few times over.
 const ARENA_WORDS: usize = 12 << 17;
-/// Buckets of the table by physical address.
-const BUCKETS: usize = 1 << 14;
+/// Sets of the table by physical address.
+const SETS: usize = 1 << 14;
+/// Blocks of a set, which is a cache line.
+const WAYS: usize = 4;
 /// Entries of the table by linear address.
 const JUMPS: usize = 1 << 13;
 /// Eight-byte words of an [`Instruction`].
@@ -66,7 +68,6 @@ pub(crate) struct Block {
     /// It may be linked to and found by linear address.
     pub lasting: bool,
     pub second: Option<Second>,
-    chain: *mut Block,
 }
 
 const _: () =
@@ -118,16 +119,32 @@ impl Block {
             len: 0,
             lasting: false,
             second: None,
-            chain: null_mut(),
         }
     }
+}
+
+/// A key that no block has: its mode would be impossible.
+const NO_KEY: u64 = u64::MAX;
+
+/// Blocks whose keys share a place in the table.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Set {
+    keys: [u64; WAYS],
+    blocks: [*mut Block; WAYS],
+}
+
+impl Set {
+    const NONE: Self = Self { keys: [NO_KEY; WAYS], blocks: [null_mut(); WAYS] };
 }
 
 /// Decoded blocks of one processor.
 pub struct Cache {
     arena: Box<[MaybeUninit<u64>]>,
     used: usize,
-    table: Box<[*mut Block]>,
+    table: Box<[Set]>,
+    /// Which block of a full set goes next.
+    victim: usize,
     jumps: Box<[Link]>,
     /// Counts how often the cache was emptied.
     pub(crate) epoch: u64,
@@ -149,7 +166,8 @@ impl Cache {
         Box::new(Self {
             arena: Box::new_uninit_slice(ARENA_WORDS),
             used: BLOCK_WORDS_MAX,
-            table: vec![null_mut(); BUCKETS].into(),
+            table: vec![Set::NONE; SETS].into(),
+            victim: 0,
             jumps: vec![Link::NONE; JUMPS].into(),
             epoch: 0,
             ops: Vec::new(),
@@ -162,59 +180,55 @@ impl Cache {
     /// Forgets all blocks.
     pub(crate) fn clear(&mut self) {
         self.used = BLOCK_WORDS_MAX;
-        self.table.fill(null_mut());
+        self.table.fill(Set::NONE);
         self.jumps.fill(Link::NONE);
         self.epoch += 1;
     }
 
-    fn jump_index(rip: u64) -> usize {
-        (rip ^ rip >> 12) as usize % JUMPS
+    fn jump_index(rip: u64, key: u64) -> usize {
+        // Kernels are mapped in every context at the same addresses; each shall have entries of its own.
+        (rip ^ rip >> 13 ^ (key >> 16).wrapping_mul(0x9e5)) as usize % JUMPS
     }
 
     /// The block at linear address `rip` that was found before under the same key.
     #[inline(always)]
     pub(crate) fn jump(&self, rip: u64, key: u64) -> Option<*mut Block> {
-        let link = &self.jumps[Self::jump_index(rip)];
+        let link = &self.jumps[Self::jump_index(rip, key)];
         (link.rip == rip && link.key == key).then_some(link.block)
     }
 
     /// Remembers a block by linear address.
     pub(super) fn set_jump(&mut self, link: Link) {
-        self.jumps[Self::jump_index(link.rip)] = link;
+        self.jumps[Self::jump_index(link.rip, link.key)] = link;
     }
 
-    fn bucket(key: u64) -> usize {
-        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize % BUCKETS
+    fn set(&mut self, key: u64) -> &mut Set {
+        &mut self.table[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize % SETS]
     }
 
-    /// The block of this key, if its code has not changed. Blocks of the key whose code has changed are taken out.
+    /// The block of this key, if its code has not changed. One whose code has changed is taken out.
     pub(super) fn find(&mut self, key: u64) -> Option<*mut Block> {
-        let mut place: *mut *mut Block = &mut self.table[Self::bucket(key)];
-        // SAFETY: the table and chains hold null or blocks of the arena, which stay until `clear`.
-        unsafe {
-            while !(*place).is_null() {
-                let block = *place;
-                if (*block).key == key {
-                    if (*block).is_whole() {
-                        return Some(block);
-                    }
-                    *place = (*block).chain;
-                } else {
-                    place = &raw mut (*block).chain;
-                }
-            }
+        let set = self.set(key);
+        let way = (0..WAYS).find(|way| set.keys[*way] == key)?;
+        let block = set.blocks[way];
+        // SAFETY: the table holds blocks of the arena, which stay until `clear`; a key that is found is never that of an empty place.
+        if unsafe { (*block).is_whole() } {
+            return Some(block);
         }
+        set.keys[way] = NO_KEY;
         None
     }
 
-    /// Puts a block into the table of blocks.
+    /// Puts a block into the table of blocks, in the place of another if the set is full.
     pub(super) fn insert(&mut self, block: *mut Block) {
-        // SAFETY: `block` was made by `push` and is not in a chain yet.
-        unsafe {
-            let bucket = &mut self.table[Self::bucket((*block).key)];
-            (*block).chain = *bucket;
-            *bucket = block;
-        }
+        // SAFETY: `block` was made by `push`.
+        let key = unsafe { (*block).key };
+        self.victim = (self.victim + 1) % WAYS;
+        let victim = self.victim;
+        let set = self.set(key);
+        let same = set.keys.iter().position(|k| *k == key);
+        let way = same.or_else(|| set.keys.iter().position(|k| *k == NO_KEY)).unwrap_or(victim);
+        (set.keys[way], set.blocks[way]) = (key, block);
     }
 
     /// Lays out a block in memory; empties the cache if there is no room. `passing` blocks live until the next one.

@@ -123,7 +123,7 @@ impl Cpu {
     }
 
     /// Whether alignment is checked at the current privilege.
-    pub(super) fn checks_alignment(&self) -> bool {
+    pub(crate) fn checks_alignment(&self) -> bool {
         self.mode.cpl == 3 && self.flag(Rflags::AC) && self.cr0.contains(Cr0::AM)
     }
 

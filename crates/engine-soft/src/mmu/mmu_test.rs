@@ -94,7 +94,7 @@ fn parts_of_large_pages_go_together() {
     let mut guest = Guest::new();
     // Linear 4 to 6 MiB is a large page at 2 MiB, then one at 0.
     let entry = TABLES + 2 * PAGE + 8 * 2;
-    guest.put(entry, 0x20_0000 | 0x87, 8);
+    guest.put(entry, 0x20_0087, 8);
     guest.put(DATA, 0xa, 8);
     guest.put(DATA + PAGE, 0xb, 8);
     assert_eq!(guest.cpu.load::<u64>(0x40_0000), Ok(0xa));
