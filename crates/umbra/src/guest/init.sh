@@ -36,8 +36,11 @@ trap 'poweroff -f' USR2
 trap 'reboot -f' TERM
 trap 'halt -f' USR1
 
+# A job in the background would be deaf to Ctrl-C, and one in the foreground would make this shell deaf to the signals
+# above. A daemon is neither. Its end ends the machine.
 cd /root
-terminal=/dev/${consoles##* }
-setsid -c sh < "$terminal" > "$terminal" 2>&1 &
-wait $!
+mkfifo /run/shell
+start-stop-daemon -S -b -p /run/shell.pid -x /bin/sh -- \
+  -c "exec setsid -c sh < /dev/${consoles##* } > /dev/${consoles##* } 2>&1 9> /run/shell"
+read -r _ < /run/shell
 poweroff -f
