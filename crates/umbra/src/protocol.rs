@@ -16,8 +16,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use umbra_machine::MachineSpec;
 
-/// No message is longer.
-const MESSAGE_MAX: usize = 64 << 10;
+/// No message is longer. The longest are the counters of 254 processors, and a specification whose command line is all escapes. A
+/// socket's buffer takes some 200 KiB.
+const MESSAGE_MAX: usize = 160 << 10;
 /// Descriptors beside one message.
 const DESCRIPTORS_MAX: usize = 8;
 
@@ -172,3 +173,7 @@ impl Link {
         Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, descriptors)))
     }
 }
+
+#[cfg(test)]
+#[path = "protocol_test.rs"]
+mod protocol_test;
