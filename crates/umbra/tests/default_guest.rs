@@ -342,3 +342,28 @@ fn two_at_once_make_it_once() {
     assert_eq!(debian.downloads(), 2, "two packages, once");
     assert!(outputs.iter().any(|output| text(&output.stderr).contains("waiting for it")));
 }
+
+#[test]
+fn debians_own_packages_make_a_guest_that_boots_and_hears_its_power_button() {
+    let listed = Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]).output();
+    if !listed.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this host has no package lists of Debian");
+        return;
+    }
+    let home = Home::new();
+    let mut vm = Running::start(home.umbra(&["run", "--accel", &accel(), "--name", "web"]));
+    // Typed before anybody listens; nothing of it is lost.
+    vm.send(b"echo from the shell: $((6 * 7)) $(uname -r)\n");
+    vm.says("processor, ");
+    vm.says("from the shell: 42 ");
+    let shown = vm.written();
+    assert!(shown.contains("under KVM, 1 processor, "), "{shown}");
+    assert!(shown.contains("-cloud-amd64"), "{shown}");
+    // The power button has somebody to tell when its daemon runs.
+    vm.send(b"until pidof acpid; do sleep 0.1; done > /dev/null; cat /proc/modules; echo all is there\n");
+    vm.says("\nall is there");
+    assert!(vm.written().contains("pvpanic_mmio "), "{}", vm.written());
+    home.succeed(&["stop", "web"]);
+    assert_eq!(vm.end().status.code(), Some(0));
+    home.nothing_left();
+}

@@ -37,10 +37,12 @@ trap 'reboot -f' TERM
 trap 'halt -f' USR1
 
 # A job in the background would be deaf to Ctrl-C, and one in the foreground would make this shell deaf to the signals
-# above. A daemon is neither. Its end ends the machine.
+# above. A daemon is neither. It tells when the user's shell has ended.
 cd /root
-mkfifo /run/shell
+mkfifo /run/ended
+terminal=/dev/${consoles##* }
 start-stop-daemon -S -b -p /run/shell.pid -x /bin/sh -- \
-  -c "exec setsid -c sh < /dev/${consoles##* } > /dev/${consoles##* } 2>&1 9> /run/shell"
-read -r _ < /run/shell
+  -c "setsid -c sh < $terminal > $terminal 2>&1; echo > /run/ended"
+# Opened for both, which does not wait for the other side.
+read -r _ <> /run/ended
 poweroff -f
