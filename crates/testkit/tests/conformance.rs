@@ -7,7 +7,9 @@ use std::time::Duration;
 use umbra_engine::Engine;
 use umbra_engine_kvm::{KvmEngine, probe};
 use umbra_engine_soft::SoftEngine;
-use umbra_testkit::conformance::{Manner, Moves, list, platform_of_kvm, platform_of_soft, run_suite};
+use umbra_testkit::conformance::{
+    Manner, Moves, hostile_rounds, list, platform_of_kvm, platform_of_soft, run_suite,
+};
 
 fn check(engine: &dyn Engine, moves: Moves) {
     let platform = if engine.name() == "soft" { platform_of_soft() } else { platform_of_kvm() };
@@ -31,6 +33,13 @@ fn software_engine_saved_and_restored_at_each_mark() {
 #[test]
 fn software_engine_saved_and_restored_every_millisecond() {
     check(&SoftEngine::new().expect("the software engine"), Moves::Every(Duration::from_millis(1)));
+}
+
+#[test]
+fn a_whole_machine_survives_random_accesses() {
+    let starts = hostile_rounds(|| Ok(Box::new(SoftEngine::new()?)), 12).expect("each round ends well");
+    println!("guests started: {starts:?}");
+    assert!(starts.iter().all(|n| *n > 0));
 }
 
 #[test]

@@ -12,8 +12,11 @@ use umbra_engine::Engine;
 use umbra_engine_kvm::KvmEngine;
 use umbra_engine_soft::SoftEngine;
 use umbra_testkit::conformance::{
-    Manner, Moves, Outcome, Verdict, list, platform_of_kvm, platform_of_soft, run_suite,
+    Manner, Moves, Outcome, Verdict, hostile_rounds, list, platform_of_kvm, platform_of_soft, run_suite,
 };
+
+/// How many whole machines are tried.
+const MACHINES: u32 = 8;
 
 struct Arguments {
     engine: String,
@@ -89,6 +92,11 @@ fn main() -> Result<ExitCode> {
     let moves = if engines.len() > 1 && a.moves == Moves::Never { Moves::AtMarks } else { a.moves };
     let manner = Manner { engines: &engines, moves, platform };
     let report = run_suite(manner, &a.filter, |outcome| tell(outcome, a.verbose))?;
+    if a.engine == "kvm" && (a.filter.is_empty() || "machine".contains(&a.filter)) {
+        let starts = hostile_rounds(|| Ok(Box::new(kvm()?)), MACHINES)
+            .context("a whole machine under random accesses")?;
+        println!("whole machines under random accesses: guests started {starts:?}");
+    }
     println!("conformance on {} ({platform:?}): {}", a.engine, report.summary());
     Ok(if report.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

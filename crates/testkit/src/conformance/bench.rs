@@ -298,7 +298,8 @@ pub(super) fn run(manner: Manner<'_>, shown: &CpuidTable, program: &Program, cod
     let recorder = Arc::new(Recorder::new(manner.moves == Moves::AtMarks));
     let mut run = Run { manner, shown, memory, recorder, moves: 0, wrong: Vec::new() };
     let limit = match program.end {
-        End::Sleeps => SLEEP,
+        End::Sleeps if manner.platform == Platform::Soft => SLEEP,
+        End::Sleeps => SLEEP * 10,
         End::Any => WILD,
         End::Done | End::TripleFault => DEADLINE,
     };

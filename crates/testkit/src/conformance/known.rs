@@ -107,7 +107,11 @@ const KNOWN: &[Known] = &[
     ),
     tcg(
         "without nRIP save, a software interrupt whose delivery is interrupted by a nested page fault is delivered again behind the instruction",
-        &["privilege.int_to_a_gate_of_ring_0", "interrupts.interrupt_beyond_the_table"],
+        &[
+            "privilege.int_to_a_gate_of_ring_0",
+            "interrupts.interrupt_beyond_the_table",
+            "interrupts.real_mode_vectors",
+        ],
     ),
     tcg(
         "TCG's SYSCALL drops the arithmetic flags (SDM volume 2, SYSCALL)",

@@ -15,8 +15,10 @@ mod model;
 pub mod program;
 mod recorder;
 mod suite;
+mod whole;
 mod wild;
 
 pub use bench::{Manner, Moves};
 pub use known::{Platform, platform_of_kvm, platform_of_soft};
 pub use suite::{Outcome, Report, Verdict, list, run_suite};
+pub use whole::hostile_rounds;
