@@ -91,6 +91,9 @@ const PORTABLE_ARCH_CAPABILITIES: u64 = 1
     | 1 << 26
     | 1 << 27;
 
+/// IA32_MTRR_DEF_TYPE as firmware leaves it: MTRRs on, all memory write-back. With MTRRs off Linux does without PAT.
+const MTRR_ON_WRITE_BACK: u64 = 0x806;
+
 /// Family 6, model 0x3c, stepping 3: an x86-64-v3 processor.
 const PORTABLE_SIGNATURE: u32 = 0x0003_06c3;
 
@@ -127,8 +130,11 @@ impl Processors {
         t
     }
 
-    /// Sets the MSRs of this model that are not at their value at power-on.
+    /// Sets the MSRs that a kernel does not find at their value at power-on: this model's, and what firmware sets.
     pub(crate) fn set_msrs(&self, state: &mut CpuState) {
+        if self.table.has(f::MTRR) {
+            state.set_msr(msr::IA32_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK);
+        }
         if self.model == CpuModel::Portable1 {
             state.set_msr(msr::IA32_ARCH_CAPABILITIES, PORTABLE_ARCH_CAPABILITIES);
         }
