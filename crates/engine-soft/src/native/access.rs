@@ -4,7 +4,7 @@
 //! buffer, and back if it was written. Of a masked operand only the bytes from the first to the last element that is accessed
 //! are looked up, so that the others never fault.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 use umbra_x86::segment::sreg;
 
 use crate::cpu::Cpu;
@@ -60,7 +60,7 @@ fn stored(cpu: &mut Cpu, i: &Instruction, plan: &Plan, result: Exec) -> Exec {
 }
 
 fn is_of_memory(fault: Fault) -> bool {
-    matches!(fault.vector, 12..=14)
+    matches!(fault.vector, 12..=14 | 17)
 }
 
 #[cold]
@@ -109,6 +109,9 @@ fn nothing_to_store(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> bool {
 
 /// Runs on all of the operand at `linear`; the thunk is given an address `before` bytes lower.
 fn whole(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64) -> Exec {
+    if cpu.checks_alignment() && linear & natural_alignment(i, plan) != 0 {
+        return Err(Fault::AC);
+    }
     match cpu.host(linear, plan.len.into(), plan.write)? {
         Host::Direct(at) => direct(cpu, i, plan, at.wrapping_offset(-before as isize)),
         // Whatever was looked up before the world stood still is looked up again.
@@ -119,6 +122,20 @@ fn whole(cpu: &mut Cpu, i: &Instruction, plan: &Plan, linear: u64, before: i64) 
             })
         }
         Host::Bounce => bounce(cpu, i, plan, linear, before),
+    }
+}
+
+/// With alignment checks on, the low bits of an address that must be zero (SDM volume 3, table "Alignment Requirements by Data Type").
+fn natural_alignment(i: &Instruction, plan: &Plan) -> u64 {
+    // To the half-precision conversions several numbers in a short operand are not one piece of data; to all others they are.
+    let parts = matches!(i.mnemonic(), M::Vcvtph2ps | M::Vcvtps2ph);
+    match plan.len {
+        _ if parts => 0,
+        2 | 4 | 8 => u64::from(plan.len) - 1,
+        10 => 7,
+        14 | 94 => 1,
+        28 | 108 => 3,
+        _ => 0,
     }
 }
 
@@ -234,6 +251,9 @@ fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec
         end - first,
         plan.write,
     )?;
+    if cpu.checks_alignment() && linear.wrapping_sub(first) & natural_alignment(i, plan) != 0 {
+        return Err(Fault::AC);
+    }
     match cpu.host(linear, end - first, plan.write)? {
         Host::Direct(at) => direct(cpu, i, plan, at.wrapping_sub(first as usize)),
         Host::Bounce => bounce_elements(cpu, i, plan, masked, set, linear.wrapping_sub(first)),

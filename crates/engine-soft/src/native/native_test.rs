@@ -198,3 +198,23 @@ fn x87_pointers_are_the_guests() {
     assert!([0, 0x4321].contains(&word(8)), "{:x}", word(8));
     assert!([0, 0x3000].contains(&word(16)), "{:x}", word(16));
 }
+
+/// CR0.AM and RFLAGS.AC at CPL 3: data of 2, 4, 8 and 10 bytes must be aligned, whole vectors need not.
+#[test]
+fn alignment_is_checked_where_that_is_asked_for() {
+    use umbra_x86::reg::Rflags;
+    let mut cpu = processor();
+    cpu.seg[sreg::SS].access |= 0x60;
+    cpu.gpr[3] = 0x3001;
+    let fld_m32: &[u8] = &[0xd9, 0x03];
+    let movups: &[u8] = &[0x0f, 0x10, 0x03];
+    for (am, ac) in [(false, true), (true, false), (true, true)] {
+        cpu.cr0.set(Cr0::AM, am);
+        cpu.set_flag(Rflags::AC, ac);
+        cpu.update_mode();
+        assert_eq!(cpu.mode.cpl, 3);
+        let expected = if am && ac { Err(Fault::AC) } else { Ok(Flow::Next) };
+        assert_eq!(execute_one(&mut cpu, fld_m32), expected, "AM {am}, AC {ac}");
+        assert_eq!(execute_one(&mut cpu, movups), Ok(Flow::Next));
+    }
+}

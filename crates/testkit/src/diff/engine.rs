@@ -224,7 +224,7 @@ fn tables(m: &Memory) -> anyhow::Result<()> {
 /// The state that all tests share.
 fn supervisor(cpuid: &CpuidTable) -> CpuState {
     let mut c = CpuState::power_on(0, cpuid);
-    c.cr0 = (Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::PG).bits();
+    c.cr0 = (Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG).bits();
     c.cr3 = PML4;
     c.cr4 = (Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE).bits();
     c.efer = (Efer::LME | Efer::LMA | Efer::NXE | Efer::SCE).bits();

@@ -7,8 +7,8 @@
 //!
 //! The handler touches nothing but the memory it was given: no allocation, no thread-local variable.
 
-use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::arch::{asm, naked_asm};
 use std::io;
 use std::ptr::{addr_of, addr_of_mut};
 
@@ -87,6 +87,12 @@ const LDT_DATA_16: u64 = 0xf;
 
 const SIGNALS: [i32; 6] =
     [libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGBUS, libc::SIGUSR1];
+
+/// The signal handler: without the alignment check that a test may have left on, to which handlers are subject.
+#[unsafe(naked)]
+extern "C" fn enter_handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    naked_asm!("pushfq", "and dword ptr [rsp], 0xfffbffff", "popfq", "jmp {}", sym handle)
+}
 
 extern "C" fn handle(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the child has one thread, handlers block each other, and the frame is this handler's.
@@ -324,7 +330,7 @@ unsafe fn child(block: *mut Block, go: i32, done: i32) -> ! {
         let stack = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: size };
         libc::sigaltstack(&raw const stack, std::ptr::null_mut());
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handle as *const () as usize;
+        action.sa_sigaction = enter_handler as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigfillset(&raw mut action.sa_mask);
         for signal in SIGNALS {

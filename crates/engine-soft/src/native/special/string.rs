@@ -240,6 +240,7 @@ fn plain_count(cpu: &Cpu, shape: &Shape, count: u64) -> Option<u64> {
         n = n.min(shape.room(shape.register(cpu, gpr::RDI), linear));
     }
     let fits = n >= 2
+        && !cpu.checks_alignment()
         && (!shape.op.reads_source() || shape.source(cpu, n).is_ok())
         && (!shape.op.uses_destination() || shape.destination(cpu, n).is_ok());
     fits.then_some(n)
