@@ -74,7 +74,11 @@ pub fn run(job: Job) -> anyhow::Result<ExitCode> {
 fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)> {
     let (link, theirs) = Link::pair().context("cannot make the worker's socket")?;
     let mut process = Process::new("/proc/self/exe");
-    process.arg("worker").arg(std::process::id().to_string()).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+    process
+        .arg("worker")
+        .arg(std::process::id().to_string())
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null());
     // Nothing of the user's environment is the worker's business, and signals from the terminal are the broker's.
     process.env_clear().process_group(0);
     let worker = process.spawn().context("cannot start the machine's process")?;
@@ -126,7 +130,12 @@ impl Broker {
 
 impl Broker {
     /// Passes messages, console and requests until the machine ends; `None` if the worker ended without a word.
-    fn serve(self: &Arc<Self>, job: &Job, socket: &Path, console: UnixStream) -> anyhow::Result<Option<Ending>> {
+    fn serve(
+        self: &Arc<Self>,
+        job: &Job,
+        socket: &Path,
+        console: UnixStream,
+    ) -> anyhow::Result<Option<Ending>> {
         let output = console.try_clone().context("cannot make the console")?;
         let output = std::thread::Builder::new().name("output".into()).spawn(move || pass_output(output))?;
         let mut raw = None;
@@ -136,9 +145,16 @@ impl Broker {
             let Ok(Some((message, _))) = self.link.receive::<Message>() else { break None };
             match message {
                 Message::Created(spec) => {
-                    job.events.write("created", &self.name, &json!({ "engine": self.engine, "cpus": spec.cpus, "memory": spec.memory }));
+                    job.events.write(
+                        "created",
+                        &self.name,
+                        &json!({ "engine": self.engine, "cpus": spec.cpus, "memory": spec.memory }),
+                    );
                     *lock(&self.spec) = Some(spec);
-                    server = Some(Server::start(socket, self.clone()).with_context(|| format!("cannot listen at {}", socket.display()))?);
+                    server = Some(
+                        Server::start(socket, self.clone())
+                            .with_context(|| format!("cannot listen at {}", socket.display()))?,
+                    );
                     raw = Raw::enter().context("cannot use the terminal")?;
                     self.clone().start_input(console.try_clone()?, raw.is_some())?;
                 }
@@ -211,7 +227,9 @@ impl Broker {
 
     /// Writes the last event, tells the user, and gives the exit code.
     fn conclude(&self, job: &Job, ending: &Ending) -> ExitCode {
-        let crashed = |reason: &str, more: &str| job.events.write("crashed", &self.name, &json!({ "reason": reason, "message": more }));
+        let crashed = |reason: &str, more: &str| {
+            job.events.write("crashed", &self.name, &json!({ "reason": reason, "message": more }))
+        };
         match ending {
             Ending::PowerOff => job.events.write("halted", &self.name, &json!({ "reason": "power-off" })),
             Ending::Stopped => job.events.write("halted", &self.name, &json!({ "reason": "stopped" })),
@@ -244,7 +262,9 @@ impl Broker {
     fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Answer, ApiError> {
         let failed = |why: String| ApiError::new(Status::Internal, why);
         let answers = lock(&self.answers);
-        self.link.send(request, descriptors).map_err(|e| failed(format!("the machine's process does not answer: {e}")))?;
+        self.link
+            .send(request, descriptors)
+            .map_err(|e| failed(format!("the machine's process does not answer: {e}")))?;
         match answers.recv() {
             Ok(answer) => answer.map_err(failed),
             Err(_) => Err(failed("the machine has ended".into())),
@@ -252,7 +272,9 @@ impl Broker {
     }
 
     fn save_to(&self, path: &Path) -> Result<(), ApiError> {
-        let refused = |what: &str, e: io::Error| ApiError::new(Status::Internal, format!("{what} {}: {e}", path.display()));
+        let refused = |what: &str, e: io::Error| {
+            ApiError::new(Status::Internal, format!("{what} {}: {e}", path.display()))
+        };
         let temporary = Temporary::beside(path).map_err(|e| refused("cannot write", e))?;
         let was_paused = self.paused.swap(true, Ordering::SeqCst);
         let saved = self.ask(&Request::Save, &[temporary.file.as_fd()]);
@@ -298,7 +320,8 @@ impl Drop for Temporary {
 impl Manage for Broker {
     fn info(&self) -> Result<VmInfo, ApiError> {
         let spec = lock(&self.spec);
-        let spec = spec.as_ref().ok_or_else(|| ApiError::new(Status::Conflict, "the machine is being made"))?;
+        let spec =
+            spec.as_ref().ok_or_else(|| ApiError::new(Status::Conflict, "the machine is being made"))?;
         let state = if self.paused.load(Ordering::SeqCst) { VmState::Paused } else { VmState::Running };
         Ok(VmInfo {
             name: self.name.clone(),
@@ -348,7 +371,8 @@ impl Manage for Broker {
 
 /// Ends the machine on the signals that ask a program to end.
 fn watch_signals(broker: Arc<Broker>) -> anyhow::Result<signal_hook::iterator::Handle> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot handle signals")?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot handle signals")?;
     let handle = signals.handle();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut again = false;

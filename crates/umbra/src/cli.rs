@@ -206,7 +206,10 @@ pub fn parse_name(text: &str) -> Result<String, String> {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     match !text.is_empty() && text.len() <= 63 && text.chars().all(good) && !text.starts_with(['.', '-']) {
         true => Ok(text.to_owned()),
-        false => Err("a name has 1 to 63 letters, digits, `-`, `_` and `.`, and starts with none of `.` and `-`".into()),
+        false => {
+            Err("a name has 1 to 63 letters, digits, `-`, `_` and `.`, and starts with none of `.` and `-`"
+                .into())
+        }
     }
 }
 

@@ -13,7 +13,10 @@ fn the_definition_is_sound() {
 
 #[test]
 fn a_full_command_line() {
-    let cli = parse("umbra run --kernel k --initrd i --append quiet --cpus 2 --memory 512m --accel soft --name web").unwrap();
+    let cli = parse(
+        "umbra run --kernel k --initrd i --append quiet --cpus 2 --memory 512m --accel soft --name web",
+    )
+    .unwrap();
     let Command::Run(run) = cli.command else { panic!("not run") };
     assert_eq!((run.cpus, run.memory, run.common.accel), (2, 512 << 20, Accel::Soft));
 }

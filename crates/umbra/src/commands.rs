@@ -33,7 +33,9 @@ fn act(name: &str, action: &str) -> anyhow::Result<()> {
 
 fn explain<T>(result: Result<T, ClientError>, name: &str) -> anyhow::Result<T> {
     result.map_err(|e| match e {
-        ClientError::NotRunning(_) => anyhow::anyhow!("no machine named `{name}` is running; `umbra ls` lists those that are"),
+        ClientError::NotRunning(_) => {
+            anyhow::anyhow!("no machine named `{name}` is running; `umbra ls` lists those that are")
+        }
         e => anyhow::anyhow!("{name}: {e}"),
     })
 }
@@ -59,7 +61,8 @@ pub fn resume(args: &Named) -> anyhow::Result<()> {
 /// # Errors
 /// There is no such machine, or it cannot be saved; it goes on then.
 pub fn save(args: &SaveArgs) -> anyhow::Result<()> {
-    let path = absolute(&args.file).with_context(|| format!("cannot use the path {}", args.file.display()))?;
+    let path =
+        absolute(&args.file).with_context(|| format!("cannot use the path {}", args.file.display()))?;
     let socket = control_socket(&args.name)?;
     explain(Client::new(&socket).save(&path), &args.name)?;
     match args.then {
@@ -86,11 +89,15 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
     if args.json {
         return print(&format!("{}\n", serde_json::to_string_pretty(&machines)?));
     }
-    let mut table = format!("{:<20} {:<8} {:<6} {:>4} {:>9} {:>8}\n", "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "PID");
+    let mut table =
+        format!("{:<20} {:<8} {:<6} {:>4} {:>9} {:>8}\n", "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "PID");
     for vm in machines {
         let state = if vm.state == VmState::Running { "running" } else { "paused" };
         let memory = vm.memory >> 20;
-        table += &format!("{:<20} {:<8} {:<6} {:>4} {:>5} MiB {:>8}\n", vm.name, state, vm.engine, vm.cpus, memory, vm.worker_pid);
+        table += &format!(
+            "{:<20} {:<8} {:<6} {:>4} {:>5} MiB {:>8}\n",
+            vm.name, state, vm.engine, vm.cpus, memory, vm.worker_pid
+        );
     }
     print(&table)
 }
@@ -107,7 +114,8 @@ fn print(text: &str) -> anyhow::Result<()> {
 fn running() -> anyhow::Result<Vec<VmInfo>> {
     let folder = runtime_folder()?;
     let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let sockets = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "sock"));
+    let sockets =
+        entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "sock"));
     let mut machines: Vec<_> = sockets.filter_map(|p| Client::new(&p).info().ok()).collect();
     machines.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(machines)

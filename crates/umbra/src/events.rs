@@ -20,7 +20,9 @@ impl Events {
     /// # Errors
     /// It cannot be written.
     pub fn open(path: Option<&Path>) -> anyhow::Result<Self> {
-        let open = |p: &Path| File::create(p).with_context(|| format!("cannot write the events file {}", p.display()));
+        let open = |p: &Path| {
+            File::create(p).with_context(|| format!("cannot write the events file {}", p.display()))
+        };
         Ok(Self { file: path.map(open).transpose()?.map(Mutex::new) })
     }
 

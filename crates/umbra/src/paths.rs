@@ -26,10 +26,14 @@ pub fn runtime_folder() -> anyhow::Result<PathBuf> {
         Some(base) => base.join("umbra"),
         None => std::env::temp_dir().join(format!("umbra-{uid}")),
     };
-    make_private(&folder).with_context(|| format!("cannot make the folder of control sockets {}", folder.display()))?;
+    make_private(&folder)
+        .with_context(|| format!("cannot make the folder of control sockets {}", folder.display()))?;
     let meta = fs::symlink_metadata(&folder)?;
     if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o022 != 0 {
-        bail!("{} is not a folder that only you can write to; remove it or set XDG_RUNTIME_DIR", folder.display());
+        bail!(
+            "{} is not a folder that only you can write to; remove it or set XDG_RUNTIME_DIR",
+            folder.display()
+        );
     }
     Ok(folder)
 }
@@ -90,6 +94,7 @@ pub fn take_name(name: &str) -> anyhow::Result<Option<TakenName>> {
 pub fn cache_folder() -> anyhow::Result<PathBuf> {
     let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|h| h.join(".cache")));
     let folder = base.context("neither XDG_CACHE_HOME nor HOME is set; set one")?.join("umbra");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make the cache folder {}", folder.display()))?;
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot make the cache folder {}", folder.display()))?;
     Ok(folder)
 }

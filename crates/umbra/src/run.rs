@@ -28,7 +28,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     // Before anything is fetched.
     spec.check()?;
     let (kernel, initrd, append) = match (&args.kernel, &args.initrd) {
-        (Some(kernel), initrd) => (open(kernel, "kernel")?, initrd.as_deref().map(|i| open(i, "initrd")).transpose()?, guest::CONSOLE),
+        (Some(kernel), initrd) => (
+            open(kernel, "kernel")?,
+            initrd.as_deref().map(|i| open(i, "initrd")).transpose()?,
+            guest::CONSOLE,
+        ),
         (None, Some(_)) => bail!("--initrd needs --kernel"),
         (None, None) => {
             let guest = guest::default_guest(args.common.quiet)?;
@@ -46,14 +50,16 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// It could not be started.
 pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
-    let saved = File::open(&args.file).with_context(|| format!("cannot read the saved machine {}", args.file.display()))?;
+    let saved = File::open(&args.file)
+        .with_context(|| format!("cannot read the saved machine {}", args.file.display()))?;
     let name = match args.name {
         Some(name) => name,
         None => saved_name(&args.file)?,
     };
     let kernel = args.kernel.as_deref().map(|k| open(k, "kernel")).transpose()?;
     let initrd = args.initrd.as_deref().map(|i| open(i, "initrd")).transpose()?;
-    let start = Start { kernel: kernel.is_some(), initrd: initrd.is_some(), saved: true, ..empty(&args.common) };
+    let start =
+        Start { kernel: kernel.is_some(), initrd: initrd.is_some(), saved: true, ..empty(&args.common) };
     let files = [kernel, initrd, Some(saved.into())];
     start_job(name, start, files.into_iter().flatten().collect(), &args.common)
 }
@@ -63,7 +69,12 @@ fn empty(common: &Common) -> Start {
     Start { spec: None, kvm: false, kernel: false, initrd: false, saved: false, no_reboot, paused }
 }
 
-fn start_job(name: String, mut start: Start, files: Vec<OwnedFd>, common: &Common) -> anyhow::Result<ExitCode> {
+fn start_job(
+    name: String,
+    mut start: Start,
+    files: Vec<OwnedFd>,
+    common: &Common,
+) -> anyhow::Result<ExitCode> {
     let Choice { kvm, why } = accel::choose(common.accel)?;
     start.kvm = kvm.is_some();
     let engine = if start.kvm { "kvm" } else { "soft" };
@@ -87,7 +98,9 @@ fn open(path: &Path, what: &str) -> anyhow::Result<OwnedFd> {
 /// The name in a saved machine's specification.
 fn saved_name(path: &Path) -> anyhow::Result<String> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let json = umbra_machine::saved_spec(std::io::BufReader::new(file)).with_context(|| format!("cannot restore {}", path.display()))?;
-    let spec: MachineSpec = serde_json::from_slice(&json).with_context(|| format!("cannot restore {}", path.display()))?;
+    let json = umbra_machine::saved_spec(std::io::BufReader::new(file))
+        .with_context(|| format!("cannot restore {}", path.display()))?;
+    let spec: MachineSpec =
+        serde_json::from_slice(&json).with_context(|| format!("cannot restore {}", path.display()))?;
     crate::cli::parse_name(&spec.name).map_err(anyhow::Error::msg)
 }

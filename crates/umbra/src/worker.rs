@@ -63,7 +63,10 @@ struct Life {
 fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Result<Ending> {
     let mut descriptors = descriptors.into_iter();
     let mut next = |wanted: bool, what: &'static str| match wanted {
-        true => descriptors.next().map(Some).ok_or_else(|| anyhow::anyhow!("the broker sent no descriptor for {what}")),
+        true => descriptors
+            .next()
+            .map(Some)
+            .ok_or_else(|| anyhow::anyhow!("the broker sent no descriptor for {what}")),
         false => Ok(None),
     };
     let console = UnixStream::from(next(true, "the console")?.ok_or_else(|| anyhow::anyhow!("no console"))?);
@@ -183,13 +186,17 @@ impl Life {
             Event::TripleFault { .. } => Some(Ending::TripleFault),
             Event::Error(what) => Some(Ending::Error(what)),
             Event::Reset if self.no_reboot => Some(Ending::Reset),
-            Event::Reset => self.reset().err().map(|e| Ending::Error(format!("the machine could not be reset: {e:#}"))),
+            Event::Reset => {
+                self.reset().err().map(|e| Ending::Error(format!("the machine could not be reset: {e:#}")))
+            }
         }
     }
 
     fn reset(&self) -> anyhow::Result<()> {
         let files = self.files.as_ref();
-        let files = files.ok_or_else(|| anyhow::anyhow!("a restored machine has no kernel to start from; give `umbra restore` --kernel"))?;
+        let files = files.ok_or_else(|| {
+            anyhow::anyhow!("a restored machine has no kernel to start from; give `umbra restore` --kernel")
+        })?;
         // A user may have paused it in the moment in which the guest reset it.
         let was_running = self.machine.is_running();
         self.machine.pause()?;
@@ -214,14 +221,19 @@ impl Life {
             Request::Resume => self.resume()?,
             Request::PowerButton => self.machine.press_power_button(),
             Request::Save => {
-                let file = descriptors.into_iter().next().ok_or_else(|| anyhow::anyhow!("no file came with the request"))?;
+                let file = descriptors
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| anyhow::anyhow!("no file came with the request"))?;
                 self.machine.pause()?;
                 let spec = serde_json::to_vec(self.machine.spec())?;
-                let mut out = self.machine.save(&spec, BufWriter::with_capacity(1 << 20, File::from(file)))?;
+                let mut out =
+                    self.machine.save(&spec, BufWriter::with_capacity(1 << 20, File::from(file)))?;
                 out.flush()?;
             }
             Request::Stats => {
-                let named = |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+                let named =
+                    |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
                 return Ok(Answer::Stats(self.machine.counters().into_iter().map(named).collect()));
             }
             Request::Stop => {}
