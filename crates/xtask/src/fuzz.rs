@@ -33,7 +33,7 @@ pub struct FuzzOptions {
 
 impl Default for FuzzOptions {
     fn default() -> Self {
-        Self { seconds: 4, targets: Vec::new() }
+        Self { seconds: 3, targets: Vec::new() }
     }
 }
 
