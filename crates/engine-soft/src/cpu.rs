@@ -244,8 +244,11 @@ impl Cpu {
         } else {
             0
         };
-        let is_whole = |n: usize| self.seg[n].base == 0 && self.seg[n].limit == u32::MAX && !self.seg[n].unusable;
-        let is_plain = |n: &usize| is_whole(*n) && self.seg[*n].access & (access::CODE | access::DC | access::RW) == access::RW;
+        let is_whole =
+            |n: usize| self.seg[n].base == 0 && self.seg[n].limit == u32::MAX && !self.seg[n].unusable;
+        let is_plain = |n: &usize| {
+            is_whole(*n) && self.seg[*n].access & (access::CODE | access::DC | access::RW) == access::RW
+        };
         let data = [sreg::ES, sreg::SS, sreg::DS];
         let flat = code64 || protected && !v86 && is_whole(sreg::CS) && data.iter().all(is_plain);
         self.mode = Mode { code, stack, cpl, protected, v86, long, flat };

@@ -17,13 +17,13 @@
 //! | `engine`, `vcpu`, `state` | what `umbra-engine` asks for; saved state |
 
 mod cpu;
-mod engine;
-mod fault;
-mod operand;
 mod decode;
+mod engine;
 mod exec;
+mod fault;
 mod mmu;
 mod native;
+mod operand;
 mod state;
 mod sys;
 mod vcpu;

@@ -43,7 +43,9 @@ impl Cpu {
         }
         match r {
             Register::None => 0,
-            Register::AH | Register::CH | Register::DH | Register::BH => self.gpr[r as usize - Register::AH as usize] >> 8 & 0xff,
+            Register::AH | Register::CH | Register::DH | Register::BH => {
+                self.gpr[r as usize - Register::AH as usize] >> 8 & 0xff
+            }
             Register::RIP => self.rip,
             Register::EIP => self.rip & 0xffff_ffff,
             _ => self.gpr[r.full_register().number()] & mask(r.size() as u32 * 8),
@@ -98,10 +100,18 @@ impl Cpu {
             let base = if seg >= sreg::FS { self.seg[seg].base } else { 0 };
             let linear = base.wrapping_add(offset);
             let last = linear.wrapping_add(len.max(1) - 1);
-            return if is_canonical(linear) && is_canonical(last) { Ok(linear) } else { Err(Self::segment_fault(seg)) };
+            return if is_canonical(linear) && is_canonical(last) {
+                Ok(linear)
+            } else {
+                Err(Self::segment_fault(seg))
+            };
         }
         let s = &self.seg[seg];
-        if self.mode.flat && seg < sreg::FS && offset.wrapping_add(len) <= 1 << 32 && !(write && s.access & (access::CODE | access::RW) != access::RW) {
+        if self.mode.flat
+            && seg < sreg::FS
+            && offset.wrapping_add(len) <= 1 << 32
+            && !(write && s.access & (access::CODE | access::RW) != access::RW)
+        {
             return Ok(offset);
         }
         self.check_segment(seg, offset, len, write)?;

@@ -142,8 +142,13 @@ impl Processors {
 
     /// Physical address bits that the guest is shown.
     pub(crate) fn physical_bits(&self) -> u8 {
-        self.table.get(0x8000_0008, 0).map_or(36, |e| (e.eax & 0xff) as u8)
+        physical_bits(&self.table).unwrap_or(36)
     }
+}
+
+/// Physical address bits that a table shows, if it does.
+pub(crate) fn physical_bits(table: &CpuidTable) -> Option<u8> {
+    table.get(0x8000_0008, 0).map(|e| (e.eax & 0xff) as u8)
 }
 
 fn host(supported: &CpuidTable) -> CpuidTable {

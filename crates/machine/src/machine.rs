@@ -11,7 +11,7 @@ use umbra_memory::{Backing, Memory, Region, RegionKind};
 use umbra_x86::cpuid::CpuidTable;
 
 use crate::board::{Board, BoardParts};
-use crate::cpu_model::Processors;
+use crate::cpu_model::{Processors, physical_bits};
 use crate::crew::{Crew, Gate};
 use crate::image::{self, BootFiles};
 use crate::spec::MachineSpec;
@@ -67,7 +67,9 @@ impl Machine {
         spec.check()?;
         let Parts { engine, console, events } = parts;
         let cpus = Processors::new(spec.cpu_model, spec.cpus, &engine.supported_cpuid()?)?;
-        let layout = Layout::new(spec.memory, cpus.physical_bits())?;
+        // A machine that comes from another host keeps the layout that its guest was told there.
+        let saved_bits = saved.and_then(|s| s.first()).and_then(|s| physical_bits(&s.cpuid_table()));
+        let layout = Layout::new(spec.memory, saved_bits.unwrap_or(cpus.physical_bits()))?;
         let memory = Arc::new(guest_memory(&layout)?);
         let clock = Clock::new();
         let vm = engine.create_vm(VmSpec {

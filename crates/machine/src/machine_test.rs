@@ -260,12 +260,8 @@ fn a_damaged_file_is_refused() {
 
 #[test]
 fn a_file_with_more_state_than_any_machine_has_is_refused() {
-    let record = umbra_state::Record {
-        id: "com1".into(),
-        kind: "serial".into(),
-        version: 1,
-        bytes: vec![0; 1 << 20],
-    };
+    let record =
+        umbra_state::Record { id: "com1".into(), kind: "serial".into(), version: 1, bytes: vec![0; 1 << 20] };
     let mut bytes = Vec::new();
     umbra_state::Field::put(&record, &mut bytes);
     let mut file = umbra_state::ContainerWriter::new(Vec::new()).unwrap();

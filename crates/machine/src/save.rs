@@ -181,7 +181,9 @@ impl<R: Read> SavedMachine<R> {
             match kind {
                 ChunkKind::Memory => machine.memory.write(gpa, &payload)?,
                 _ => {
-                    return Err(MachineError::Restore("the saved file has its parts in a wrong order".into()));
+                    return Err(MachineError::Restore(
+                        "the saved file has its parts in a wrong order".into(),
+                    ));
                 }
             }
         }

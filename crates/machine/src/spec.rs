@@ -119,7 +119,10 @@ impl MachineSpec {
             return wrong(format!("memory of {} bytes is not a whole number of MiB", self.memory));
         }
         if self.cmdline.len() > CMDLINE_MAX {
-            return wrong(format!("the kernel's command line has {} bytes; no kernel takes more than {CMDLINE_MAX}", self.cmdline.len()));
+            return wrong(format!(
+                "the kernel's command line has {} bytes; no kernel takes more than {CMDLINE_MAX}",
+                self.cmdline.len()
+            ));
         }
         self.uuid_bytes().map(drop)
     }

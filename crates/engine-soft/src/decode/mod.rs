@@ -22,4 +22,3 @@ pub(crate) use cache::{Block, Link};
 
 /// A handler that works from the whole decoded instruction. RIP is the instruction's own while it runs.
 pub type Slow = fn(&mut Cpu, &Instruction) -> Exec<Flow>;
-

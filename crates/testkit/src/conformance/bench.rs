@@ -301,7 +301,9 @@ pub(super) fn run(manner: Manner<'_>, shown: &CpuidTable, program: &Program, cod
         End::Sleeps if manner.platform == Platform::Soft => SLEEP,
         End::Sleeps => SLEEP * 10,
         End::Any => WILD,
-        End::Done | End::TripleFault => DEADLINE,
+        End::Done | End::TripleFault if manner.platform == Platform::Soft => DEADLINE,
+        // The host with KVM may be an emulated one.
+        End::Done | End::TripleFault => DEADLINE * 3,
     };
     let result = run.watched(&states, limit);
     match result {

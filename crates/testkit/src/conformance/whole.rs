@@ -140,8 +140,10 @@ fn round(engine: Box<dyn Engine>, seed: u32) -> Result<u32> {
     let begun = Instant::now();
     let mut starts = 0;
     while begun.elapsed() < ROUND {
-        let files =
-            BootFiles { kernel: file(&kernel(seed.wrapping_add(starts * 0x1000_0002)))?, initrd: None };
+        let files = BootFiles {
+            kernel: file(&kernel(seed.wrapping_add(starts.wrapping_mul(0x1000_0002))))?,
+            initrd: None,
+        };
         machine.reset(&files)?;
         machine.resume()?;
         starts += 1;

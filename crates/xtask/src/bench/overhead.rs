@@ -3,7 +3,7 @@
 //!
 //! Under `soft` on this machine; under KVM in the nested host, beside QEMU's microvm. Exits are counted by the kernel
 //! (`/sys/kernel/debug/kvm/exits`), system calls by strace in a run of their own, memory as Pss in `smaps` of all the
-//! monitor's processes without memfds, which guest memory is. All figures are counts, so load does not change them.
+//! monitor's processes without the guest's memory. All figures are counts, so load does not change them.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -174,8 +174,7 @@ fn kvm(guests: &Guests, umbra: Option<&std::path::Path>, rounds: usize) -> Resul
         "qemu-microvm",
         format!(
             "qemu-system-x86_64 -L /firmware -nodefaults -no-user-config -display none -monitor none -no-reboot \
-             -object memory-backend-memfd,id=ram,size=256M -M microvm,rtc=on,memory-backend=ram -accel kvm \
-             -cpu host -smp 1 -m 256M -serial stdio -kernel /guest/vmlinux -initrd /guest/{series}/initrd \
+             -M microvm,rtc=on -accel kvm -cpu host -smp 1 -m 256M -serial stdio -kernel /guest/vmlinux -initrd /guest/{series}/initrd \
              -append '{append}'"
         ),
     )];
@@ -205,8 +204,10 @@ fn kvm(guests: &Guests, umbra: Option<&std::path::Path>, rounds: usize) -> Resul
 
 fn nest_script(monitors: &[(&str, String)], rounds: usize) -> String {
     let limit = BOOT_LIMIT.as_secs();
-    let mut script =
-        "mount -t debugfs none /sys/kernel/debug\nexits=/sys/kernel/debug/kvm/exits\n".to_owned();
+    let mut script = format!(
+        "mount -t debugfs none /sys/kernel/debug\nexits=/sys/kernel/debug/kvm/exits\nexport GUEST_KIB={}\n",
+        256 << 10
+    );
     for _ in 0..rounds {
         for (name, command) in monitors {
             script += &format!("sh /overhead.sh {name} $exits {limit} {command}\n");

@@ -2,8 +2,8 @@
 # overhead.sh NAME EXITS SECONDS COMMAND...: starts a virtual machine monitor and, at the first line of its guest's user
 # space, prints one line:
 #   overhead NAME pss_kib=N processes=N exits=N
-# pss_kib is what all its processes hold outside memfds (guest memory is one), in proportion of sharing. EXITS is
-# the file that counts the exits of all virtual machines, or /dev/null.
+# pss_kib is what all its processes hold outside guest memory, in proportion of sharing: outside memfds, and outside
+# mappings of $GUEST_KIB. EXITS is the file that counts the exits of all virtual machines, or /dev/null.
 name=$1 exits=$2 seconds=$3
 shift 3
 pipe=$(mktemp -u)
@@ -32,8 +32,8 @@ report() {
   total=0 processes=0
   for pid in $(family $limited); do
     is_monitor "$pid" || continue
-    kib=$(awk '/^[0-9a-f]+-[0-9a-f]+ /{outside = $6 !~ /^\/memfd:/} /^Pss:/{if (outside) sum += $2} END{print sum + 0}' \
-      "/proc/$pid/smaps")
+    kib=$(awk -v guest="${GUEST_KIB:-0}" '/^[0-9a-f]+-[0-9a-f]+ /{outside = $6 !~ /^\/memfd:/}
+      /^Size:/{if ($2 == guest) outside = 0} /^Pss:/{if (outside) sum += $2} END{print sum + 0}' "/proc/$pid/smaps")
     total=$((total + kib)) processes=$((processes + 1))
   done
   echo "overhead $name pss_kib=$total processes=$processes exits=$count"

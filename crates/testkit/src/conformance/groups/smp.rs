@@ -166,7 +166,7 @@ programs! { "smp";
     3:  pause
         cmp [rbx+128], rcx
         jne 3b
-        cmp ecx, 2000
+        cmp ecx, 300
         jb 2b
         mov rax, [rbx+192]
         LOG rax
@@ -193,7 +193,8 @@ programs! { "smp";
     2:  inc ecx
         lea rdx, [rbx+rcx*8]
         lock inc dword ptr [0x2f000]
-    3:  mov eax, [0x2f000]
+    3:  pause
+        mov eax, [0x2f000]
         lea edx, [rcx+rcx]
         cmp eax, edx
         jb 3b
@@ -202,7 +203,8 @@ programs! { "smp";
         mov rax, [rbx+rbp]
         mov [rbx+rsi+0x400], rax
         lock inc dword ptr [0x2f040]
-    3:  mov eax, [0x2f040]
+    3:  pause
+        mov eax, [0x2f040]
         cmp eax, edx
         jb 3b
         test edi, edi
@@ -213,10 +215,11 @@ programs! { "smp";
         je 4f
         inc dword ptr [0x2f080]
     4:  lock inc dword ptr [0x2f0c0]
-    3:  mov eax, [0x2f0c0]
+    3:  pause
+        mov eax, [0x2f0c0]
         cmp eax, edx
         jb 3b
-        cmp ecx, 2000
+        cmp ecx, 200
         jb 2b
         test edi, edi
         jnz 9f
