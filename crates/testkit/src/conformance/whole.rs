@@ -138,7 +138,7 @@ fn round(engine: Box<dyn Engine>, seed: u32) -> Result<u32> {
     let spec = MachineSpec::new("hostile", 2, 64 << 20);
     let machine = Machine::new(spec, Parts { engine, console, events: sender })?;
     let begun = Instant::now();
-    let mut starts = 0;
+    let mut starts = 0u32;
     while begun.elapsed() < ROUND {
         let files = BootFiles {
             kernel: file(&kernel(seed.wrapping_add(starts.wrapping_mul(0x1000_0002))))?,
