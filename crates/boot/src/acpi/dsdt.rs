@@ -84,7 +84,7 @@ fn host_bridge_resources(layout: &Layout) -> Name {
     Name::new(
         Path::new("_CRS"),
         &ResourceTemplate::new(vec![
-            &AddressSpace::<u16>::new_bus_number(0, 255),
+            &AddressSpace::<u16>::new_bus_number(0, u16::from(layout::PCI_BUSES) - 1),
             &IO::new(config, config, 1, 8),
             &AddressSpace::<u16>::new_io(0, config - 1, None),
             &AddressSpace::<u16>::new_io(config + 8, u16::MAX, None),

@@ -61,7 +61,7 @@ pub fn tables(spec: &AcpiSpec, layout: &Layout) -> Result<Segment<'static>, Boot
 /// PCI Express configuration space (PCI Firmware Specification 3.3, section 4.1.2).
 fn mcfg() -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::PCI_ECAM.start, 0, 0, 255);
+    mcfg.add_ecam(layout::PCI_ECAM.start, 0, 0, layout::PCI_BUSES - 1);
     mcfg
 }
 
