@@ -84,7 +84,7 @@ fn contexts_do_not_run_out() {
     let mut guest = two_spaces();
     for n in 0..10_000u64 {
         let (space, value) = if n % 2 == 0 { (TABLES, 0xa) } else { (TABLES_B, 0xb) };
-        switch(&mut guest, space | n % 37, n % 3 == 0 && n % 37 == 36);
+        switch(&mut guest, space | (n % 37), n % 3 == 0 && n % 37 == 36);
         assert_eq!(guest.cpu.load::<u64>(DATA), Ok(value), "after {n}");
     }
 }
