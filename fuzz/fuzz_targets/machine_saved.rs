@@ -26,13 +26,23 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     }
     let (events, _receiver) = channel();
-    let parts = Parts { engine: guest::owned_engine(), console: Box::new(|_: &[u8]| {}), events };
+    let parts = Parts {
+        engine: guest::owned_engine(),
+        shared_memory: true,
+        console: Box::new(|_: &[u8]| {}),
+        events,
+    };
     let Ok(machine) = saved.restore(spec.clone(), parts) else { return };
     let again = serde_json::to_vec(&spec).expect("it is JSON");
     let first = machine.save(&again, Vec::new()).expect("what was restored can be saved");
     let saved = SavedMachine::open(first.as_slice()).expect("what was saved opens");
     let (events, _receiver) = channel();
-    let parts = Parts { engine: guest::owned_engine(), console: Box::new(|_: &[u8]| {}), events };
+    let parts = Parts {
+        engine: guest::owned_engine(),
+        shared_memory: true,
+        console: Box::new(|_: &[u8]| {}),
+        events,
+    };
     let machine = saved.restore(spec, parts).expect("what was saved is restored");
     assert!(
         machine.save(&again, Vec::new()).expect("it can be saved again") == first,

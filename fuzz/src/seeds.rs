@@ -56,7 +56,12 @@ fn machine(seeds: &Seeds<'_>) {
     spec.cpu_model = CpuModel::Portable1;
     spec.uuid = "0".repeat(32);
     let (events, _receiver) = channel();
-    let parts = Parts { engine: guest::owned_engine(), console: Box::new(|_: &[u8]| {}), events };
+    let parts = Parts {
+        engine: guest::owned_engine(),
+        shared_memory: true,
+        console: Box::new(|_: &[u8]| {}),
+        events,
+    };
     let machine = Machine::new(spec.clone(), parts).expect("a machine");
     let json = serde_json::to_vec(&spec).expect("it is JSON");
     let file = machine.save(&json, Vec::new()).expect("it can be saved");

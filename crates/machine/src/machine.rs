@@ -25,6 +25,8 @@ pub type Console = Box<dyn FnMut(&[u8]) + Send>;
 pub struct Parts {
     /// What executes instructions.
     pub engine: Box<dyn Engine>,
+    /// Guest memory is a file, which can be shared with other processes; else it is this process's own, in huge pages.
+    pub shared_memory: bool,
     /// Where the serial line's output goes; called on a vCPU thread.
     pub console: Console,
     /// Where events go.
@@ -65,12 +67,12 @@ impl Machine {
         saved: Option<&[CpuState]>,
     ) -> Result<Self, MachineError> {
         spec.check()?;
-        let Parts { engine, console, events } = parts;
+        let Parts { engine, shared_memory, console, events } = parts;
         let cpus = Processors::new(spec.cpu_model, spec.cpus, &engine.supported_cpuid()?)?;
         // A machine that comes from another host keeps the layout that its guest was told there.
         let saved_bits = saved.and_then(|s| s.first()).and_then(|s| physical_bits(&s.cpuid_table()));
         let layout = Layout::new(spec.memory, saved_bits.unwrap_or(cpus.physical_bits()))?;
-        let memory = Arc::new(guest_memory(&layout)?);
+        let memory = Arc::new(guest_memory(&layout, shared_memory)?);
         let clock = Clock::new();
         let vm = engine.create_vm(VmSpec {
             memory: memory.clone(),
@@ -220,15 +222,17 @@ impl Drop for Machine {
     }
 }
 
-fn guest_memory(layout: &Layout) -> Result<Memory, MachineError> {
+fn guest_memory(layout: &Layout, shared: bool) -> Result<Memory, MachineError> {
     let host = |e| MachineError::Memory(umbra_memory::MemoryError::Map(e));
-    let backing = Backing::memfd(c"guest-ram", layout.ram_bytes()).map_err(host)?;
+    let backing = match shared {
+        true => Backing::memfd(c"guest-ram", layout.ram_bytes()).map_err(host)?,
+        false => Backing::Anonymous,
+    };
     let mut offset = 0;
     let mut regions = Vec::new();
     for range in layout.ram() {
         let len = range.end - range.start;
-        let part = Backing { offset, ..backing.clone() };
-        regions.push(Region::map(range.start, len, RegionKind::Ram, part).map_err(host)?);
+        regions.push(Region::map(range.start, len, RegionKind::Ram, backing.further(offset)).map_err(host)?);
         offset += len;
     }
     Ok(Memory::new(regions)?)

@@ -122,7 +122,7 @@ fn parts(
     let out = printed.clone();
     let engine = Box::new(Fake { step: Arc::new(step), supported: everything() });
     let console = Box::new(move |bytes: &[u8]| out.lock().unwrap().extend_from_slice(bytes));
-    (Parts { engine, console, events }, receiver, printed)
+    (Parts { engine, shared_memory: false, console, events }, receiver, printed)
 }
 
 fn spec() -> MachineSpec {

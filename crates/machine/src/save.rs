@@ -4,11 +4,12 @@
 //! cannot be restored here is refused before its memory is read.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use umbra_device::ClockV1;
 use umbra_engine::CpuState;
-use umbra_memory::{Memory, Region};
+use umbra_memory::{Backing, Memory, Region};
 use umbra_state::{ChunkKind, Container, ContainerWriter, Record, Saved};
 use umbra_x86::cpuid::{CpuidTable, feature};
 
@@ -55,27 +56,22 @@ impl Machine {
     }
 }
 
-/// Writes what is not zero of a region. Holes of the file behind it are not even looked at.
+/// Writes what is not zero of a region. Holes of a file behind it are not even looked at.
 fn save_region<W: Write>(
     memory: &Memory,
     region: &Region,
     file: &mut ContainerWriter<W>,
 ) -> Result<(), MachineError> {
     let mut buffer = vec![0; CHUNK as usize];
-    let start = region.backing().offset;
     let mut at = 0;
-    while let Some((data, end)) = next_data(region, start + at)? {
-        let (from, to) = (data - start, (end - start).min(region.len()));
-        at = from;
-        while at < to {
-            let n = CHUNK.min(to - at);
+    while let Some(data) = next_data(region, at)? {
+        at = data.start;
+        while at < data.end {
+            let n = CHUNK.min(data.end - at);
             let bytes = &mut buffer[..n as usize];
             memory.read(region.gpa() + at, bytes)?;
             save_pieces(bytes, region.gpa() + at, file)?;
             at += n;
-        }
-        if at >= region.len() {
-            break;
         }
     }
     Ok(())
@@ -86,7 +82,8 @@ fn save_pieces<W: Write>(bytes: &[u8], gpa: u64, file: &mut ContainerWriter<W>) 
     let mut run = 0..0;
     for (i, piece) in bytes.chunks(PIECE).enumerate() {
         let at = i * PIECE;
-        if piece.iter().any(|b| *b != 0) {
+        // Without an early end, so that it is done in vectors: most pieces of a large machine are zero.
+        if piece.iter().fold(0, |all, b| all | b) != 0 {
             run = if run.is_empty() { at..at + piece.len() } else { run.start..at + piece.len() };
         } else if !run.is_empty() {
             file.chunk(ChunkKind::Memory, gpa + run.start as u64, &bytes[run.clone()])?;
@@ -99,19 +96,26 @@ fn save_pieces<W: Write>(bytes: &[u8], gpa: u64, file: &mut ContainerWriter<W>) 
     Ok(())
 }
 
-/// The next range of a region's file, from `offset`, that is no hole.
-fn next_data(region: &Region, offset: u64) -> Result<Option<(u64, u64)>, MachineError> {
+/// The next range of a region, from `at`, that may hold something. Of anonymous memory that is all of it: nothing tells untouched
+/// pages from swapped ones (`mincore` does not), and reading an untouched page maps the one page of zeroes that all share.
+fn next_data(region: &Region, at: u64) -> Result<Option<Range<u64>>, MachineError> {
     use rustix::fs::{SeekFrom, seek};
-    let fd = region.backing().file.as_fd();
+    if at >= region.len() {
+        return Ok(None);
+    }
+    let (fd, start) = match region.backing() {
+        Backing::File { file, offset } => (file.as_fd(), *offset),
+        Backing::Anonymous => return Ok(Some(at..region.len())),
+    };
     let host = |e: rustix::io::Errno| MachineError::Host("cannot look for data in guest memory", e.into());
-    let last = region.backing().offset + region.len();
-    let data = match seek(fd, SeekFrom::Data(offset)) {
-        Ok(at) if at < last => at,
+    let last = start + region.len();
+    let data = match seek(fd, SeekFrom::Data(start + at)) {
+        Ok(data) if data < last => data,
         Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(None),
         Err(e) => return Err(host(e)),
     };
-    let hole = seek(fd, SeekFrom::Hole(data)).map_err(host)?;
-    Ok(Some((data, hole.min(last))))
+    let hole = seek(fd, SeekFrom::Hole(data)).map_err(host)?.min(last);
+    Ok(Some(data - start..hole - start))
 }
 
 /// A saved machine whose file has been read up to its memory.

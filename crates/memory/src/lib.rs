@@ -1,6 +1,6 @@
 //! The guest physical address space.
 //!
-//! Guest RAM is process memory: every [`Region`] is a range of a memfd, mapped into this process between guard pages.
+//! Guest RAM is process memory: every [`Region`] is a range of a memfd or of anonymous memory, mapped into this process between guard pages.
 //! On top stands `vm-memory`, whose volatile slices are the only way in which devices touch guest memory.
 //! Each write from the host's side marks the page dirty and tells the translator if it held code
 //! ([`Tracker`]). Whoever must know the mappings (KVM's slots, VFIO's DMA maps) is an [`Observer`].

@@ -5,12 +5,15 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::{Backing, Memory, MemoryError, Observer, PAGE_SIZE, Region, RegionKind};
 
 fn space(len: u64) -> Memory {
-    let backing = Backing::memfd(c"test", len).unwrap();
+    space_on(&Backing::memfd(c"test", len).unwrap(), len)
+}
+
+fn space_on(backing: &Backing, len: u64) -> Memory {
     let mut offset = 0;
     let regions = Memory::ram_ranges(len, 0xc000_0000)
         .into_iter()
         .map(|(gpa, len)| {
-            let part = Backing { offset, ..backing.clone() };
+            let part = backing.further(offset);
             offset += len;
             Region::map(gpa, len, RegionKind::Ram, part).unwrap()
         })
@@ -31,6 +34,30 @@ fn the_hole_below_4_gib_is_no_memory() {
     assert!(m.host_address(0xc000_0000, 1).is_none());
     assert!(m.host_address(0xbfff_f000, 0x1001).is_none());
     assert!(m.read(u64::MAX - 3, &mut b).is_err());
+}
+
+#[test]
+fn host_and_guest_addresses_are_congruent_for_huge_pages() {
+    for backing in [Backing::Anonymous, Backing::memfd(c"t", 16 << 20).unwrap()] {
+        for gpa in [0u64, 0x1000, 0xf_f000, 0x1f_f000, 1 << 32] {
+            let region = Region::map(gpa, 8 << 20, RegionKind::Ram, backing.clone()).unwrap();
+            assert_eq!(region.host() as u64 % (2 << 20), gpa % (2 << 20));
+            let memory = Memory::new(vec![region]).unwrap();
+            memory.write(gpa + (8 << 20) - 1, &[7]).unwrap();
+            assert!(memory.write(gpa + (8 << 20), &[7]).is_err());
+        }
+    }
+}
+
+#[test]
+fn anonymous_memory_is_zero_and_costs_nothing_until_it_is_touched() {
+    let m = space_on(&Backing::Anonymous, 64 << 30);
+    let mut bytes = [1; 64];
+    m.read(17 << 30, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 64]);
+    m.write(17 << 30, &[9; 64]).unwrap();
+    m.read(17 << 30, &mut bytes).unwrap();
+    assert_eq!(bytes, [9; 64]);
 }
 
 #[test]

@@ -1,4 +1,7 @@
-//! One range of guest physical addresses and the file that backs it.
+//! One range of guest physical addresses and what backs it.
+//!
+//! A region's host address is congruent to its guest physical address modulo the size of a huge page: only then can the host
+//! map a huge page of it to the guest as one (transparent huge pages, see `madvise(2)`, and KVM's 2 MiB mappings).
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -10,6 +13,11 @@ use crate::track::PAGE_SIZE;
 
 /// Inaccessible bytes on either side of a region's mapping: an access that runs off its end faults and hits nothing.
 const GUARD: usize = 1 << 20;
+/// The host's huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Every region can be read and written from here; what the guest may is its engine's affair.
+pub(crate) const PROTECTION: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
 /// What a region is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +28,18 @@ pub enum RegionKind {
     Rom,
 }
 
-/// A range of an open file that holds a region's bytes.
+/// What holds a region's bytes.
 #[derive(Debug, Clone)]
-pub struct Backing {
-    /// The file; a memfd for RAM.
-    pub file: Arc<File>,
-    /// Where in the file the region starts, in bytes; page-aligned.
-    pub offset: u64,
+pub enum Backing {
+    /// A range of an open file, which can be mapped again and shared with another process.
+    File {
+        /// The file; a memfd for RAM.
+        file: Arc<File>,
+        /// Where in the file the region starts, in bytes; page-aligned.
+        offset: u64,
+    },
+    /// This process's own memory. Hosts commonly give it huge pages, and refuse them to memfds.
+    Anonymous,
 }
 
 impl Backing {
@@ -48,7 +61,16 @@ impl Backing {
         if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { file: Arc::new(file), offset: 0 })
+        Ok(Self::File { file: Arc::new(file), offset: 0 })
+    }
+
+    /// What lies `bytes` further in it, for another region.
+    #[must_use]
+    pub fn further(&self, bytes: u64) -> Self {
+        match self {
+            Self::File { file, offset } => Self::File { file: file.clone(), offset: offset + bytes },
+            Self::Anonymous => Self::Anonymous,
+        }
     }
 }
 
@@ -59,7 +81,9 @@ pub struct Region {
     len: u64,
     kind: RegionKind,
     backing: Backing,
+    /// The address range that was reserved, guards included.
     reserved: *mut u8,
+    reserved_len: usize,
 }
 
 // SAFETY: the pointer is to a mapping that lives as long as the region; whoever uses it does so through volatile slices or atomics.
@@ -80,32 +104,48 @@ impl Region {
         {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a region must be made of whole pages"));
         }
-        let total = usize::try_from(len)
+        let reserved_len = usize::try_from(len)
             .ok()
-            .and_then(|n| n.checked_add(2 * GUARD))
+            .and_then(|n| n.checked_add(2 * GUARD + HUGE_PAGE))
             .ok_or(io::ErrorKind::OutOfMemory)?;
-        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let none = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a fresh inaccessible mapping at an address of the kernel's choice.
-        let reserved = unsafe { libc::mmap(std::ptr::null_mut(), total, libc::PROT_NONE, anonymous, -1, 0) };
+        let reserved =
+            unsafe { libc::mmap(std::ptr::null_mut(), reserved_len, libc::PROT_NONE, none, -1, 0) };
         if reserved == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let region = Self { gpa, len, kind, backing, reserved: reserved.cast() };
+        let region = Self { gpa, len, kind, backing, reserved: reserved.cast(), reserved_len };
+        let (fd, offset) = match &region.backing {
+            Backing::File { file, offset } => (file.as_raw_fd(), *offset),
+            Backing::Anonymous => (-1, 0),
+        };
         // SAFETY: the range lies within the reservation made above, which nothing else uses.
         let mapped = unsafe {
             libc::mmap(
                 region.host().cast(),
                 len as usize,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED,
-                region.backing.file.as_raw_fd(),
-                region.backing.offset as libc::off_t,
+                PROTECTION,
+                region.flags() | libc::MAP_FIXED,
+                fd,
+                offset as libc::off_t,
             )
         };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // SAFETY: the range was just mapped. Refused by hosts without huge pages, which changes nothing.
+        unsafe { libc::madvise(mapped, len as usize, libc::MADV_HUGEPAGE) };
         Ok(region)
+    }
+
+    /// How it is mapped: `mmap`'s flags.
+    pub(crate) fn flags(&self) -> libc::c_int {
+        libc::MAP_NORESERVE
+            | match self.backing {
+                Backing::File { .. } => libc::MAP_SHARED,
+                Backing::Anonymous => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            }
     }
 
     /// The first guest physical address.
@@ -128,14 +168,16 @@ impl Region {
         self.kind
     }
 
-    /// The file behind it.
+    /// What is behind it.
     pub fn backing(&self) -> &Backing {
         &self.backing
     }
 
     /// Where it is mapped in this process: `len` bytes, readable and writable, shared with the guest.
     pub fn host(&self) -> *mut u8 {
-        self.reserved.wrapping_add(GUARD)
+        let least = self.reserved as usize + GUARD;
+        let up = (self.gpa as usize).wrapping_sub(least) % HUGE_PAGE;
+        self.reserved.wrapping_add(GUARD + up)
     }
 
     /// Whether `gpa` lies within.
@@ -147,6 +189,6 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the reservation was made by `map` with this length; the memory space keeps a region alive while it is used.
-        unsafe { libc::munmap(self.reserved.cast(), self.len as usize + 2 * GUARD) };
+        unsafe { libc::munmap(self.reserved.cast(), self.reserved_len) };
     }
 }

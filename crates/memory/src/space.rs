@@ -7,7 +7,7 @@ use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::region::{Region, RegionKind};
+use crate::region::{PROTECTION, Region, RegionKind};
 use crate::track::{CodePage, PAGE_SIZE, Tracker};
 
 /// Why memory could not be made or reached.
@@ -64,8 +64,8 @@ impl Memory {
         for region in regions {
             let tracker = Tracker::new(region.len()).map_err(MemoryError::Map)?;
             let builder = MmapRegionBuilder::new_with_bitmap(region.len() as usize, tracker.clone())
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE);
+                .with_mmap_prot(PROTECTION)
+                .with_mmap_flags(region.flags());
             // SAFETY: `host` is a live mapping of `len` bytes with these protections; `Memory` drops `guest` before `regions`.
             let builder = unsafe { builder.with_raw_mmap_pointer(region.host()) };
             let map = builder.build().map_err(|e| MemoryError::Map(io::Error::other(e)))?;

@@ -80,7 +80,9 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     let files = kernel.map(|kernel| BootFiles { kernel, initrd });
 
     let (events, machine_events) = channel();
-    let parts = Parts { engine, console: console_output(console.try_clone()?), events };
+    // Huge pages are worth more under KVM than a descriptor that nobody shares yet.
+    let shared_memory = !start.kvm;
+    let parts = Parts { engine, shared_memory, console: console_output(console.try_clone()?), events };
     let machine = match saved {
         Some(file) => restore(file, parts)?,
         None => {
