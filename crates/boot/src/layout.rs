@@ -43,9 +43,9 @@ pub const RAM_HIGH_BASE: u64 = 4 * GIB;
 pub const RAM_MIN: u64 = 2 * MIB;
 /// First 32-bit window for PCI memory BARs.
 pub const PCI_WINDOW_32_LOW: Range<u64> = 0xc000_0000..0xe000_0000;
-/// PCI buses that the tables name. Linux asks every slot of each for a device by the configuration ports when it starts, two exits a
-/// slot; there is room for [`PCI_ECAM`]'s 256.
-pub const PCI_BUSES: u8 = 16;
+/// PCI buses that the tables name: the one that there is, as no bridge makes another. Linux asks every slot of every bus named by the
+/// configuration ports when it starts, two exits a slot. There is room for [`PCI_ECAM`]'s 256.
+pub const PCI_BUSES: u8 = 1;
 /// PCI Express enhanced configuration space: 256 buses of 1 MiB, segment 0.
 pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
 /// Second 32-bit window for PCI memory BARs.

@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
-use umbra_engine::{Counters, CpuIo, CpuState, EngineError, Halt, Kicker, Vcpu, VcpuSpec};
+use umbra_engine::{
+    Counters, CpuIo, CpuState, EngineError, Halt, Kicker, MACHINE_CHECK_BANKS, Vcpu, VcpuSpec,
+};
 use umbra_x86::cpuid::CpuidTable;
 
 use crate::kick::Kick;
@@ -12,9 +14,6 @@ use crate::page::RunPage;
 use crate::run::COUNTER_NAMES;
 use crate::vm::Shared;
 use crate::{cpuid, state, sys};
-
-/// Banks of machine checks: as many as KVM has.
-pub(crate) const MACHINE_CHECK_BANKS: u64 = 32;
 
 /// A virtual processor under KVM.
 pub(crate) struct KvmVcpu {
@@ -47,7 +46,7 @@ impl KvmVcpu {
         let list = cpuid::to_kvm(&shown)?;
         let done = fd.set_cpuid2(&list).map_err(io::Error::from);
         done.map_err(EngineError::host("KVM_SET_CPUID2"))?;
-        sys::set_machine_check_banks(&fd, MACHINE_CHECK_BANKS)
+        sys::set_machine_check_banks(&fd, MACHINE_CHECK_BANKS.into())
             .map_err(EngineError::host("KVM_X86_SETUP_MCE"))?;
         let tsc_khz = fd.get_tsc_khz().unwrap_or(0);
         if shared.msrs.get().is_none() {

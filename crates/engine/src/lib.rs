@@ -15,7 +15,10 @@ mod traits;
 pub use capability::{DoorbellAt, Doorbells, IrqEvents};
 pub use halt::{Counters, EngineError, Halt, Kicker};
 pub use io::CpuIo;
-pub use state::{ApicState, CpuState, Event, Events, RunState, SavedCpuid, SavedSegment, SavedTable, xcomp};
+pub use state::{
+    ApicState, CpuState, Event, Events, MACHINE_CHECK_BANKS, RunState, SavedCpuid, SavedSegment, SavedTable,
+    xcomp,
+};
 pub use traits::{Engine, PIN_COUNT, Vcpu, VcpuSpec, Vm, VmSpec};
 
 #[cfg(test)]

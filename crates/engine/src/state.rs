@@ -36,6 +36,10 @@ pub mod xcomp {
     }
 }
 
+/// Banks of machine checks that every processor has, under each engine. None ever reports anything; a kernel touches each some seven times
+/// when it starts, so there are as many as server processors of the time of `portable-1` have, not as many as there could be.
+pub const MACHINE_CHECK_BANKS: u32 = 10;
+
 /// Whether a processor executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(u8)]

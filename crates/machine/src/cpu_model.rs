@@ -94,6 +94,9 @@ const PORTABLE_ARCH_CAPABILITIES: u64 = 1
 /// IA32_MTRR_DEF_TYPE as firmware leaves it: MTRRs on, all memory write-back. With MTRRs off Linux does without PAT.
 const MTRR_ON_WRITE_BACK: u64 = 0x806;
 
+/// Leaf 6, EAX: the local APIC's timer always runs. A guest that knows leaves the PIT alone.
+const ALWAYS_RUNNING_APIC_TIMER: u32 = 1 << 2;
+
 /// Family 6, model 0x3c, stepping 3: an x86-64-v3 processor.
 const PORTABLE_SIGNATURE: u32 = 0x0003_06c3;
 
@@ -125,6 +128,7 @@ impl Processors {
             e.ebx = e.ebx & 0xffff | self.count.min(255).next_power_of_two().min(255) << 16 | id << 24;
         }
         t.set_feature(f::HTT, self.count > 1);
+        t.set(entry(6, 0, false, [ALWAYS_RUNNING_APIC_TIMER, 0, 0, 0]));
         caches(&mut t);
         topology(&mut t, id, self.count);
         t

@@ -77,7 +77,7 @@ fn a_scan_finds_what_is_there() {
     assert_eq!(found, [(0, 0, 0, 0x0008_1b36), (0, 3, 0, 0x1042_1af4), (0, 31, 0, 0x1042_1af4)]);
     assert_eq!(machine.read(0, 0x08), 0x0600_0000);
     assert_eq!(machine.read(0, 0x0c) >> 16 & 0xff, 0, "header type 0, one function");
-    assert_eq!(machine.read(3, 0x100), 0, "no extended capabilities, but extended space");
+    assert_eq!(machine.read(3, 0x100), u32::MAX, "no extended space");
     assert_eq!(machine.read(4, 0x100), u32::MAX);
 
     let mut at = machine.read(3, 0x34) as u8;
@@ -176,8 +176,8 @@ fn odd_accesses_are_split_at_double_words() {
     assert_eq!(data, [0xf4, 0x1a, 0x42, 0x10, 0, 0, 0x10, 0]);
     machine.bus.mmio_read(3 << 15 | 1, &mut data[..5]);
     assert_eq!(data[..5], [0x1a, 0x42, 0x10, 0, 0]);
-    // From the last bytes of slot 0 into slot 1, which is empty, by way of seven functions that are not there.
-    machine.bus.mmio_read((1 << 12) - 3, &mut data);
+    // From the last bytes of slot 3 into extended space, which it has not.
+    machine.bus.mmio_read((3 << 15 | 0x100) - 3, &mut data);
     assert_eq!(data, [0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff]);
     machine.bus.mmio_read((256 << 20) - 2, &mut data[..2]);
     assert_eq!(data[..2], [0xff; 2]);

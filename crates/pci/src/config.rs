@@ -2,7 +2,7 @@
 //! the list of capabilities (PCI Local Bus Specification 3.0, chapter 6).
 //!
 //! Sizing a base address register needs no code: the bits below its size cannot be written, and read as zero.
-//! There are no extended capabilities; from 0x100 on everything reads as zero, which says so.
+//! These are conventional functions, without extended configuration space: from 0x100 on nothing answers, and everything reads as ones.
 
 use umbra_device::DeviceError;
 use zerocopy::{FromZeros, IntoBytes};
@@ -107,7 +107,7 @@ impl ConfigSpace {
     /// Reads at `offset`, any length.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         let from = self.value.as_bytes().get(usize::from(offset)..).unwrap_or_default();
-        data.fill(0);
+        data.fill(0xff);
         data.iter_mut().zip(from).for_each(|(byte, register)| *byte = *register);
     }
 

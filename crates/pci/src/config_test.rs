@@ -137,7 +137,7 @@ fn any_offset_and_length_can_be_read_and_written() {
         for len in 0..9 {
             let mut data = vec![0xa5; len];
             config.read(offset, &mut data);
-            assert!(offset < 256 || data.iter().all(|&b| b == 0));
+            assert!(offset < 256 || data.iter().all(|&b| b == 0xff));
             config.write(offset, &data);
         }
     }

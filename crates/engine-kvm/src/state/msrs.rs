@@ -6,7 +6,7 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use umbra_x86::msr;
 
-use crate::vcpu::MACHINE_CHECK_BANKS;
+use umbra_engine::MACHINE_CHECK_BANKS;
 
 /// What is saved, in the order in which it is loaded, besides what has a place of its own in the state: TSC, deadline, EFER, segment bases, APIC.
 /// Those that a host or a CPU model has not are left out.
@@ -49,11 +49,8 @@ const SAVED: &[u32] = &[
 ];
 
 /// Variable-range and 4 KiB fixed-range MTRRs come in rows, and so do the banks of machine checks.
-const SAVED_ROWS: &[(u32, u32)] = &[
-    (msr::IA32_MTRR_PHYSBASE0, 16),
-    (msr::IA32_MTRR_FIX4K_C0000, 8),
-    (0x400, 4 * MACHINE_CHECK_BANKS as u32),
-];
+const SAVED_ROWS: &[(u32, u32)] =
+    &[(msr::IA32_MTRR_PHYSBASE0, 16), (msr::IA32_MTRR_FIX4K_C0000, 8), (0x400, 4 * MACHINE_CHECK_BANKS)];
 
 /// What a guest can only read, or write without a trace: a saved value may stand in a state, and means nothing here.
 const IGNORED: &[u32] = &[

@@ -2,6 +2,7 @@
 //!
 //! One row says who has a register, what it holds at power-on, and what may be written to it. See `msr` for the authorities.
 
+use umbra_engine::MACHINE_CHECK_BANKS;
 use umbra_x86::cpuid::{CpuidReg, Feature, feature};
 use umbra_x86::msr::*;
 
@@ -10,7 +11,7 @@ use crate::cpu::Cpu;
 
 const IA32_MISC_FEATURES_ENABLES: u32 = 0x140;
 const MC_FIRST: u32 = 0x400;
-const MC_LAST: u32 = 0x47f;
+const MC_LAST: u32 = MC_FIRST + 4 * MACHINE_CHECK_BANKS - 1;
 
 const fn bit(leaf: u32, reg: CpuidReg, bit: u8) -> Feature {
     Feature { leaf, subleaf: 0, reg, bit }
@@ -84,7 +85,7 @@ const TABLE: &[Row] = &[
         Write::Refuse,
     ),
     Row(IA32_MISC_FEATURES_ENABLES, IA32_MISC_FEATURES_ENABLES, Who::All, 0, Write::Keep(1)),
-    Row(IA32_MCG_CAP, IA32_MCG_CAP, Who::With(feature::MCA), 0x20, Write::Refuse), // 32 banks
+    Row(IA32_MCG_CAP, IA32_MCG_CAP, Who::With(feature::MCA), MACHINE_CHECK_BANKS as u64, Write::Refuse),
     Row(IA32_MCG_STATUS, IA32_MCG_STATUS, Who::With(feature::MCA), 0, Write::Keep(u64::MAX)),
     Row(0x186, 0x187, Who::Intel, 0, Write::Ignore), // event selectors of the P6
     Row(0x198, 0x198, Who::Intel, 1000 | 4 << 40, Write::Refuse), // PERF_STATUS
