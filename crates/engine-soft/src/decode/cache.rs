@@ -10,8 +10,12 @@ use crate::exec::{Op, OpRef};
 
 /// The most instructions of a block: keeps the wait for attention and the stack of a debug build short.
 pub(super) const INSTRUCTIONS_MAX: usize = 64;
-/// Eight-byte words for blocks: 12 MiB, which a Linux guest's start-up fits a few times over.
-const ARENA_WORDS: usize = 12 << 17;
+/// Eight-byte words for blocks of one processor: 12 MiB, which a Linux guest's start-up fits a few times over.
+const ARENA_WORDS_MAX: usize = 12 << 17;
+/// Of all processors of a machine, which mostly run the same code...
+const ARENAS_WORDS: usize = 24 << 17;
+/// ... down to 2 MiB each.
+const ARENA_WORDS_MIN: usize = 2 << 17;
 /// Sets of the table by physical address.
 const SETS: usize = 1 << 14;
 /// Blocks of a set, which is a cache line.
@@ -161,10 +165,11 @@ pub struct Cache {
 unsafe impl Send for Cache {}
 
 impl Cache {
-    /// An empty cache.
-    pub fn new() -> Box<Self> {
+    /// An empty cache for one of `processors`.
+    pub fn new(processors: usize) -> Box<Self> {
+        let words = ARENAS_WORDS / processors.max(1);
         Box::new(Self {
-            arena: Box::new_uninit_slice(ARENA_WORDS),
+            arena: Box::new_uninit_slice(words.clamp(ARENA_WORDS_MIN, ARENA_WORDS_MAX)),
             used: BLOCK_WORDS_MAX,
             table: vec![Set::NONE; SETS].into(),
             victim: 0,
@@ -237,7 +242,7 @@ impl Cache {
         let each = size_of::<Op>() / 8;
         let words = head + parts.ops.len() * each + parts.instructions.len() * INSTRUCTION_WORDS;
         debug_assert!(words <= BLOCK_WORDS_MAX);
-        if !passing && self.used + words > ARENA_WORDS {
+        if !passing && self.used + words > self.arena.len() {
             self.clear();
         }
         let start = if passing { 0 } else { self.used };

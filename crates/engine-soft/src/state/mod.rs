@@ -76,7 +76,7 @@ impl Cpu {
             spin: Spin::default(),
             cpuid,
             tlb: Tlb::new(),
-            cache: Cache::new(),
+            cache: Cache::new(shared.ports.len()),
             native: native::Local::new()?,
             shared,
             counters: Counters::new(count::NAMES),
