@@ -89,9 +89,7 @@ impl Apt {
             // Something installed here needs a package that counts as not installed: resolve for an empty machine,
             // which brings every library along.
             Err(_) => {
-                let nothing = format!("Dir::State::status={}", self.folder.join("no-status").display());
-                let arguments = [&["-o", nothing.as_str()], arguments.as_slice()].concat();
-                self.run(&arguments).with_context(|| format!("cannot resolve package {name}"))?
+                self.on_empty_machine(&arguments).with_context(|| format!("cannot resolve package {name}"))?
             }
         };
         let packages = parse_simulation(&String::from_utf8_lossy(&output.stdout));
@@ -101,13 +99,28 @@ impl Apt {
         Ok(packages)
     }
 
-    /// Downloads the packages and unpacks all of them into `folder`, which appears only when it is complete.
+    /// Everything that a root file system with the packages `names` consists of, down to the C library.
+    pub fn closure_from_nothing(&self, names: &[&str]) -> Result<Vec<Package>> {
+        let arguments = [&["-s", "--no-install-recommends", "install"], names].concat();
+        let output = self.on_empty_machine(&arguments).context("cannot resolve a root file system")?;
+        Ok(parse_simulation(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    fn on_empty_machine(&self, arguments: &[&str]) -> Result<Output> {
+        let nothing = format!("Dir::State::status={}", self.folder.join("no-status").display());
+        self.run(&[&["-o", nothing.as_str()], arguments].concat())
+    }
+
+    /// Downloads the packages and unpacks them into `folder`, without those that the machine has; see [`Apt::unpack_all`].
     pub fn unpack(&self, packages: &[Package], folder: &Path) -> Result<()> {
-        let names: Vec<String> = packages
-            .iter()
-            .filter(|package| !OF_THE_MACHINE.contains(&package.name.as_str()))
-            .map(|package| format!("{}={}", package.name, package.version))
-            .collect();
+        let missing = packages.iter().filter(|package| !OF_THE_MACHINE.contains(&package.name.as_str()));
+        self.unpack_all(&missing.cloned().collect::<Vec<_>>(), folder)
+    }
+
+    /// Downloads the packages and unpacks all of them into `folder`, which appears only when it is complete.
+    pub fn unpack_all(&self, packages: &[Package], folder: &Path) -> Result<()> {
+        let names: Vec<String> =
+            packages.iter().map(|package| format!("{}={}", package.name, package.version)).collect();
         let debs = self.folder.join("debs").join(std::process::id().to_string());
         std::fs::create_dir_all(&debs)?;
         let mut arguments = vec!["-qq", "download"];

@@ -60,6 +60,29 @@ impl Initramfs {
         Ok(())
     }
 
+    /// Copies a whole folder of this machine to the root: its folders, files and symbolic links, and nothing else of it.
+    pub fn tree(&mut self, folder: &Path) -> Result<()> {
+        self.branch(folder, "")
+    }
+
+    fn branch(&mut self, folder: &Path, at: &str) -> Result<()> {
+        let what = || format!("cannot copy {}", folder.display());
+        for entry in std::fs::read_dir(folder).with_context(what)? {
+            let entry = entry.with_context(what)?;
+            let (kind, path) = (entry.file_type()?, entry.path());
+            let target = format!("{at}/{}", entry.file_name().to_string_lossy());
+            if kind.is_symlink() {
+                self.link(&target, &std::fs::read_link(&path).with_context(what)?.to_string_lossy());
+            } else if kind.is_dir() {
+                self.folder(&target);
+                self.branch(&path, &target)?;
+            } else if kind.is_file() {
+                self.copy(&path, &target)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Copies a program to `/bin/NAME` together with the shared libraries that it needs, `folders` searched first.
     pub fn program(&mut self, program: &Path, name: &str, folders: &[PathBuf]) -> Result<()> {
         self.copy(program, &format!("bin/{name}"))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use xtask::bench::{boot, overhead};
+use xtask::bench::{boot, cpu, overhead};
 use xtask::cache::workspace;
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Paging};
@@ -52,6 +52,8 @@ enum Task {
 enum Bench {
     /// From process start to user space under emulation, and the guest's clock
     Boot(boot::BootOptions),
+    /// Programs under emulation, in user space and in the kernel, beside QEMU's and the host's times
+    Cpu(cpu::CpuOptions),
     /// Memory of the monitor itself, exits and system calls up to user space
     Overhead(overhead::OverheadOptions),
 }
@@ -135,6 +137,18 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 eprintln!("bench overhead: {limit}");
             }
             Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::Bench(Bench::Cpu(options)) => {
+            let report = cpu::run(&options)?;
+            if options.json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                report.print();
+            }
+            for failure in &report.failures {
+                eprintln!("bench cpu: {failure}");
+            }
+            Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Task::Bench(Bench::Boot(options)) => {
             let report = boot::run(&options)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::vmm::{GuestSpec, Kind, Vmm, pinned};
+use super::vmm::{GuestSpec, Kind, MICROVM, Vmm, pinned};
 use super::{load, median};
 use crate::cache::Scratch;
 use crate::guests::{Guests, Kernel};
@@ -21,8 +21,6 @@ const TRIAL_LIMIT: Duration = Duration::from_secs(30);
 const CLOCK_TICKS: u32 = 24;
 /// How far the guest's clock may be off.
 const CLOCK_ERROR_MAX: f64 = 0.01;
-/// QEMU's small machine in a shape in which an unmodified kernel finds a timer to calibrate by under emulation.
-const MICROVM: &str = "microvm,pit=on,pic=on,rtc=on,acpi=off";
 const MARKER: &str = "guest: user space";
 
 /// What to measure.
@@ -240,9 +238,6 @@ fn clock_rate(process: &Process) -> Result<f64> {
 }
 
 /// The rate from lines `guest: clock N uptime SECONDS …` and the times at which they came.
-///
-/// A busy machine delays lines, by a tenth of a second and more, and never brings one early. So the least delayed line
-/// of the first third is compared with the least delayed one of the last third.
 pub fn rate_of(lines: &[Line]) -> Option<f64> {
     let uptime = |line: &Line| -> Option<(f64, f64)> {
         let words: Vec<&str> = line.text.split_whitespace().collect();
@@ -251,11 +246,7 @@ pub fn rate_of(lines: &[Line]) -> Option<f64> {
         line.text.contains("guest: clock").then_some((line.at.as_secs_f64(), guest))
     };
     let ticks: Vec<_> = lines.iter().filter_map(uptime).collect();
-    let third = ticks.len().div_ceil(3);
-    let delay = |tick: &&(f64, f64)| tick.0 - tick.1;
-    let least = |some: &[(f64, f64)]| some.iter().min_by(|a, b| delay(a).total_cmp(&delay(b))).copied();
-    let (first, last) = (least(ticks.get(..third)?)?, least(ticks.get(ticks.len() - third..)?)?);
-    (last.0 > first.0).then(|| (last.1 - first.1) / (last.0 - first.0))
+    super::clock_rate(&ticks)
 }
 
 fn last_lines(lines: &[Line]) -> String {

@@ -4,6 +4,7 @@
 //! are pinned to the same processors, the machine's load is printed, and figures are medians.
 
 pub mod boot;
+pub mod cpu;
 pub mod overhead;
 
 mod vmm;
@@ -19,6 +20,18 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len().checked_sub(1)? / 2).copied()
+}
+
+/// Seconds of a guest's clock in one of the host's, from (host's, guest's) at lines that the guest wrote.
+///
+/// A busy machine delays lines, by a tenth of a second and more, and never brings one early. So the least delayed line
+/// of the first third is compared with the least delayed one of the last third.
+pub(crate) fn clock_rate(ticks: &[(f64, f64)]) -> Option<f64> {
+    let third = ticks.len().div_ceil(3);
+    let delay = |tick: &&(f64, f64)| tick.0 - tick.1;
+    let least = |some: &[(f64, f64)]| some.iter().min_by(|a, b| delay(a).total_cmp(&delay(b))).copied();
+    let (first, last) = (least(ticks.get(..third)?)?, least(ticks.get(ticks.len() - third..)?)?);
+    (last.0 > first.0).then(|| (last.1 - first.1) / (last.0 - first.0))
 }
 
 /// The machine's load averages, as the kernel prints them.

@@ -7,6 +7,9 @@ use anyhow::Result;
 
 use crate::guests::Qemu;
 
+/// QEMU's small machine in a shape in which an unmodified kernel finds a timer to calibrate by under emulation.
+pub(super) const MICROVM: &str = "microvm,pit=on,pic=on,rtc=on,acpi=off";
+
 /// The guest that every side boots.
 #[derive(Debug, Clone)]
 pub(super) struct GuestSpec {
