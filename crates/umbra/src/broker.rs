@@ -18,14 +18,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
 use umbra_machine::MachineSpec;
 use umbra_server::{ApiError, Manage, Server, Status, VcpuStats, VmInfo, VmState};
 
 use crate::events::Events;
 use crate::paths::{control_socket, take_name};
-use crate::protocol::{Answer, Ending, Link, Message, Request, Start};
-use crate::terminal::{Command, Raw, pass_input, pass_output, say};
+use crate::protocol::{Answer, Ending, Link, Message, Order, Request, Start};
+use crate::terminal::{self, Command, Raw, pass_input, pass_output, say};
 
 /// How long a worker may take to end when it is asked to.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -192,7 +192,7 @@ impl Broker {
     /// Asks the worker to end, and makes it after a while.
     fn stop_worker(self: &Arc<Self>) {
         // If it is gone, that is what was asked for.
-        let _ = self.link.send(&Request::Stop, &[]);
+        let _ = self.link.send(&Order::Stop, &[]);
         let broker = self.clone();
         let _ = std::thread::Builder::new().name("stop".into()).spawn(move || {
             std::thread::sleep(STOP_TIME);
@@ -259,11 +259,11 @@ impl Broker {
     }
 
     /// Asks the worker and waits for its answer.
-    fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Answer, ApiError> {
+    fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Answer, ApiError> {
         let failed = |why: String| ApiError::new(Status::Internal, why);
         let answers = lock(&self.answers);
         self.link
-            .send(request, descriptors)
+            .send(&Order::Ask(request), descriptors)
             .map_err(|e| failed(format!("the machine's process does not answer: {e}")))?;
         match answers.recv() {
             Ok(answer) => answer.map_err(failed),
@@ -277,12 +277,12 @@ impl Broker {
         };
         let temporary = Temporary::beside(path).map_err(|e| refused("cannot write", e))?;
         let was_paused = self.paused.swap(true, Ordering::SeqCst);
-        let saved = self.ask(&Request::Save, &[temporary.file.as_fd()]);
+        let saved = self.ask(Request::Save, &[temporary.file.as_fd()]);
         let saved = saved.and_then(|_| temporary.keep(path).map_err(|e| refused("cannot write", e)));
         if saved.is_err() && !was_paused {
             // A machine that could not be saved goes on.
             self.paused.store(false, Ordering::SeqCst);
-            self.ask(&Request::Resume, &[])?;
+            self.ask(Request::Resume, &[])?;
         }
         saved
     }
@@ -335,20 +335,20 @@ impl Manage for Broker {
     }
 
     fn stats(&self) -> Result<Vec<VcpuStats>, ApiError> {
-        match self.ask(&Request::Stats, &[])? {
+        match self.ask(Request::Stats, &[])? {
             Answer::Stats(all) => Ok(all.into_iter().map(|one| one.into_iter().collect()).collect()),
             Answer::Done => Err(ApiError::new(Status::Internal, "the machine's process gave another answer")),
         }
     }
 
     fn pause(&self) -> Result<(), ApiError> {
-        self.ask(&Request::Pause, &[])?;
+        self.ask(Request::Pause, &[])?;
         self.paused.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     fn resume(&self) -> Result<(), ApiError> {
-        self.ask(&Request::Resume, &[])?;
+        self.ask(Request::Resume, &[])?;
         self.paused.store(false, Ordering::SeqCst);
         Ok(())
     }
@@ -358,28 +358,34 @@ impl Manage for Broker {
     }
 
     fn power_button(&self) -> Result<(), ApiError> {
-        self.ask(&Request::PowerButton, &[]).map(drop)
+        self.ask(Request::PowerButton, &[]).map(drop)
     }
 
     fn stop(&self) -> Result<(), ApiError> {
         // If it is gone, that is what was asked for; one that does not hear is made to end.
-        let _ = self.link.send(&Request::Stop, &[]);
+        let _ = self.link.send(&Order::Stop, &[]);
         self.end_worker();
         Ok(())
     }
 }
 
-/// Ends the machine on the signals that ask a program to end.
+/// Ends the machine on the signals that ask a program to end; gives the terminal back while the process is stopped.
 fn watch_signals(broker: Arc<Broker>) -> anyhow::Result<signal_hook::iterator::Handle> {
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot handle signals")?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT])
+        .context("cannot handle signals")?;
     let handle = signals.handle();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut again = false;
-        for _ in signals.forever() {
-            match std::mem::replace(&mut again, true) {
-                false => broker.stop_worker(),
-                true => broker.kill_worker(),
+        for signal in signals.forever() {
+            match signal {
+                SIGTSTP => {
+                    terminal::leave_for_stop();
+                    // It stops here. If the system refuses, the machine just goes on.
+                    let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+                }
+                SIGCONT => terminal::return_from_stop(),
+                _ if std::mem::replace(&mut again, true) => broker.kill_worker(),
+                _ => broker.stop_worker(),
             }
         }
     })?;

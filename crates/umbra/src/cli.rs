@@ -90,7 +90,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line; the default puts the console on the serial line
     #[arg(long, value_name = "TEXT")]

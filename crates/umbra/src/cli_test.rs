@@ -31,6 +31,7 @@ fn wrong_values_are_refused_with_a_reason() {
         "umbra run --name .",
         "umbra run --cpu-model i486",
         "umbra run --accel tcg",
+        "umbra run --initrd i",
         "umbra restore f --initrd i",
         "umbra save web",
     ] {

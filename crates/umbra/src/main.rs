@@ -5,6 +5,7 @@ mod accel;
 mod broker;
 mod cli;
 mod commands;
+mod console;
 mod events;
 mod guest;
 mod paths;

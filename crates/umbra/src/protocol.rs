@@ -41,6 +41,15 @@ pub struct Start {
     pub paused: bool,
 }
 
+/// What the broker sends after that.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// An answer is due.
+    Ask(Request),
+    /// End; the answer is [`Message::Ended`].
+    Stop,
+}
+
 /// What the broker asks.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
@@ -54,8 +63,6 @@ pub enum Request {
     PowerButton,
     /// Counters.
     Stats,
-    /// End.
-    Stop,
 }
 
 /// What the worker says.

@@ -27,14 +27,13 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     spec.cmdline = args.append.clone().unwrap_or_default();
     // Before anything is fetched.
     spec.check()?;
-    let (kernel, initrd, append) = match (&args.kernel, &args.initrd) {
-        (Some(kernel), initrd) => (
+    let (kernel, initrd, append) = match &args.kernel {
+        Some(kernel) => (
             open(kernel, "kernel")?,
-            initrd.as_deref().map(|i| open(i, "initrd")).transpose()?,
+            args.initrd.as_deref().map(|i| open(i, "initrd")).transpose()?,
             guest::CONSOLE,
         ),
-        (None, Some(_)) => bail!("--initrd needs --kernel"),
-        (None, None) => {
+        None => {
             let guest = guest::default_guest(args.common.quiet)?;
             (open(&guest.kernel, "kernel")?, Some(open(&guest.initrd, "initrd")?), guest::CMDLINE)
         }

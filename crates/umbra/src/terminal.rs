@@ -1,13 +1,14 @@
 //! The user's terminal as the guest's serial line.
 //!
 //! Raw mode, so that every key reaches the guest; `Ctrl-A` is ours. The terminal is put back on every way out that a process can take: return, panic,
-//! signals. Input that is no terminal is passed as it is, without escapes, for scripts.
+//! signals; and while the process is stopped. Input that is no terminal is passed as it is, without escapes, for scripts.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
 /// The terminal's settings before raw mode, while it is raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -36,7 +37,7 @@ impl Raw {
         let before = tcgetattr(stdin.as_fd())?;
         let mut raw = before.clone();
         raw.make_raw();
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        *self::before() = Some(before);
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             put_back();
@@ -55,9 +56,33 @@ impl Drop for Raw {
 
 /// Puts the terminal back as it was before raw mode. Idempotent.
 pub fn put_back() {
-    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(before) = before().take() {
         // A terminal that has gone away cannot be put back.
         let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &before);
+    }
+}
+
+fn before() -> MutexGuard<'static, Option<Termios>> {
+    BEFORE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts a raw terminal back for whoever uses it while this process is stopped.
+pub fn leave_for_stop() {
+    if let Some(before) = &*before() {
+        // As above.
+        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, before);
+    }
+}
+
+/// Makes the terminal raw again after a stop, if it was. A process that goes on in the background leaves it alone; it is told again when it
+/// comes to the foreground.
+pub fn return_from_stop() {
+    let stdin = io::stdin();
+    let is_background = tcgetpgrp(stdin.as_fd()).is_ok_and(|group| group != getpgrp());
+    if let (Some(before), false) = (&*before(), is_background) {
+        let mut raw = before.clone();
+        raw.make_raw();
+        let _ = tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw);
     }
 }
 

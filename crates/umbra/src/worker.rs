@@ -14,9 +14,10 @@ use std::time::Duration;
 use umbra_engine::Engine;
 use umbra_engine_kvm::KvmEngine;
 use umbra_engine_soft::SoftEngine;
-use umbra_machine::{BootFiles, Console, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
+use umbra_machine::{BootFiles, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
 
-use crate::protocol::{Answer, Ending, Link, Message, Request, Start};
+use crate::console::Output;
+use crate::protocol::{Answer, Ending, Link, Message, Order, Request, Start};
 
 /// Bytes that wait for the guest's serial line.
 const INPUT_CHUNK: usize = 4096;
@@ -26,7 +27,7 @@ const INPUT_RETRY: Duration = Duration::from_millis(5);
 /// What the main loop waits for.
 enum Wake {
     Machine(Event),
-    Broker(Request, Vec<OwnedFd>),
+    Broker(Order, Vec<OwnedFd>),
     BrokerGone,
 }
 
@@ -82,7 +83,8 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     let (events, machine_events) = channel();
     // Huge pages are worth more under KVM than a descriptor that nobody shares yet.
     let shared_memory = !start.kvm;
-    let parts = Parts { engine, shared_memory, console: console_output(console.try_clone()?), events };
+    let output = Output::start(console.try_clone()?)?;
+    let parts = Parts { engine, shared_memory, console: output.console(), events };
     let machine = match saved {
         Some(file) => restore(file, parts)?,
         None => {
@@ -111,12 +113,6 @@ fn restore(file: File, parts: Parts) -> Result<Machine, MachineError> {
     saved.restore(spec, parts)
 }
 
-/// The serial line's output. A broker that does not read makes the guest wait, as a slow terminal does.
-fn console_output(mut console: UnixStream) -> Console {
-    let mut broken = false;
-    Box::new(move |bytes| broken = broken || console.write_all(bytes).is_err())
-}
-
 /// Everything that wakes the main loop, in one queue.
 fn gather(link: &Arc<Link>, machine_events: Receiver<Event>) -> io::Result<Receiver<Wake>> {
     let (wake, wakes) = channel();
@@ -130,8 +126,8 @@ fn gather(link: &Arc<Link>, machine_events: Receiver<Event>) -> io::Result<Recei
     })?;
     let link = link.clone();
     std::thread::Builder::new().name("broker".into()).spawn(move || {
-        while let Ok(Some((request, descriptors))) = link.receive::<Request>() {
-            if wake.send(Wake::Broker(request, descriptors)).is_err() {
+        while let Ok(Some((order, descriptors))) = link.receive::<Order>() {
+            if wake.send(Wake::Broker(order, descriptors)).is_err() {
                 return;
             }
         }
@@ -169,11 +165,11 @@ impl Life {
                         return Ok(ending);
                     }
                 }
-                Wake::Broker(Request::Stop, _) | Wake::BrokerGone => {
+                Wake::Broker(Order::Stop, _) | Wake::BrokerGone => {
                     self.machine.pause()?;
                     return Ok(Ending::Stopped);
                 }
-                Wake::Broker(request, descriptors) => {
+                Wake::Broker(Order::Ask(request), descriptors) => {
                     let answer = self.answer(&request, descriptors).map_err(|e| format!("{e:#}"));
                     self.link.send(&Message::Answer(answer), &[])?;
                 }
@@ -238,7 +234,6 @@ impl Life {
                     |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
                 return Ok(Answer::Stats(self.machine.counters().into_iter().map(named).collect()));
             }
-            Request::Stop => {}
         }
         Ok(Answer::Done)
     }

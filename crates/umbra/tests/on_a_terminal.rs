@@ -70,6 +70,31 @@ fn the_terminal_is_put_back_when_the_machine_is_saved() {
 }
 
 #[test]
+fn a_stopped_process_leaves_the_terminal_to_others() {
+    let (home, terminal) = (Home::new(), Terminal::new());
+    let before = format!("{:?}", terminal.settings());
+    let mut vm = start(&home, &terminal, true);
+    for _ in 0..2 {
+        wait_until("raw mode", || terminal.is_raw());
+        vm.signal(Signal::TSTP);
+        wait_until("the stop", || is_stopped(vm.id()));
+        assert_eq!(format!("{:?}", terminal.settings()), before);
+        vm.signal(Signal::CONT);
+    }
+    wait_until("raw mode", || terminal.is_raw());
+    terminal.type_keys(b"[\x1a]");
+    terminal.shows("[\x1a]");
+    terminal.type_keys(b"\x01x");
+    assert_eq!(vm.wait().code(), Some(0));
+    assert_eq!(format!("{:?}", terminal.settings()), before);
+}
+
+fn is_stopped(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.starts_with('T')
+}
+
+#[test]
 fn a_machine_that_cannot_start_leaves_the_terminal_alone() {
     let (home, terminal) = (Home::new(), Terminal::new());
     let before = format!("{:?}", terminal.settings());
