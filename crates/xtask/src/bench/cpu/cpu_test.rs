@@ -18,7 +18,7 @@ fn line(at: u64, text: &str) -> Line {
 }
 
 fn run(seconds: f64, sum: &str) -> Run {
-    Run { seconds, own_seconds: seconds, sum: sum.into() }
+    Run { seconds, own_seconds: seconds, cpu_seconds: Some(seconds / 2.0), sum: sum.into() }
 }
 
 #[test]
@@ -68,6 +68,7 @@ fn ratios_are_of_medians_and_means_are_geometric() {
     ];
     let first = row_times(&ROWS[0], 1, &runs);
     assert_eq!((first.tcg_over_umbra, first.umbra_over_host), (Some(2.0), Some(4.0)));
+    assert_eq!(first.tcg_over_umbra_cpu, Some(2.0));
     let second = row_times(&ROWS[1], 1, &[(Who::Umbra, run(1.0, "1")), (Who::Qemu, run(8.0, "1"))]);
     assert_eq!((second.tcg_over_umbra, second.umbra_over_host), (Some(8.0), None));
     let means = class_means(&[first, second]);
@@ -97,6 +98,7 @@ fn a_clock_may_be_one_percent_off() {
     assert_eq!(clock_failure(&side(None)), None);
     assert_eq!(clock_failure(&side(Some(1.009))), None);
     assert!(clock_failure(&side(Some(0.98))).is_some());
+    assert_eq!(clock_failure(&Side { who: Who::Qemu, ..side(Some(0.92)) }), None);
 }
 
 #[test]

@@ -165,7 +165,10 @@ impl Place {
             let command = self.boot.as_ref().context("the host is not booted")?;
             return boot(command, limit);
         }
-        self.session()?.run(row.name, amount, limit)
+        let run = self.session()?.run(row.name, amount, limit)?;
+        // The host's programs are gone before they can be asked for their processor time.
+        let cpu_seconds = run.cpu_seconds.filter(|_| self.who != Who::Host);
+        Ok(Run { cpu_seconds, ..run })
     }
 }
 
@@ -178,8 +181,8 @@ fn boot(command: &Command, limit: Duration) -> Result<Run> {
         let last: String = seen.iter().rev().take(8).rev().map(|line| format!("\n  {}", line.text)).collect();
         bail!("no user space; the last lines:{last}");
     };
-    let seconds = line.at.as_secs_f64();
-    Ok(Run { seconds, own_seconds: seconds, sum: "user space".into() })
+    let (seconds, cpu_seconds) = (line.at.as_secs_f64(), Some(process.cpu_seconds()));
+    Ok(Run { seconds, own_seconds: seconds, cpu_seconds, sum: "user space".into() })
 }
 
 struct Bench<'a> {
@@ -308,8 +311,8 @@ fn profiled(
     if row.name == BOOT {
         // Until the great guest takes rows, its image unpacked: the small one is gone when its line is read.
         place.session()?;
-        let sum = "rows".into();
-        let run = Run { seconds: place.last_ready, own_seconds: place.last_ready, sum };
+        let seconds = place.last_ready;
+        let run = Run { seconds, own_seconds: seconds, cpu_seconds: None, sum: "user space".into() };
         let profile =
             Profile::between(row.name, run.seconds, &serde_json::Value::Null, &profile::stats(socket)?);
         return Ok((run, profile));

@@ -50,6 +50,8 @@ pub(crate) struct Run {
     pub seconds: f64,
     /// By the side's own.
     pub own_seconds: f64,
+    /// Processor time that a guest's processes used meanwhile; the host's rows leave no process behind to ask.
+    pub cpu_seconds: Option<f64>,
     /// Sum of what was written.
     pub sum: String,
 }
@@ -85,14 +87,23 @@ impl Session {
         let limit = self.process.started().elapsed() + limit;
         writeln!(self.input, "run {row} {amount}").context("it takes no rows any more")?;
         let mut seen = Vec::new();
-        let is_result = |text: &str| matches!(parse(text), Some(Mark::Result { .. }));
-        if self.process.wait_for(limit, &mut seen, is_result).is_none() {
-            bail!("it did not end in time; the last lines:{}", last_lines(&seen));
+        let mut cpu = [0.0; 3];
+        let stages: [fn(&str) -> bool; 3] = [
+            |text| matches!(parse(text), Some(Mark::Begin { .. })),
+            |text| matches!(parse(text), Some(Mark::End { .. })),
+            |text| matches!(parse(text), Some(Mark::Result { .. })),
+        ];
+        for (stage, cpu) in stages.iter().zip(&mut cpu) {
+            if self.process.wait_for(limit, &mut seen, stage).is_none() {
+                bail!("it did not end in time; the last lines:{}", last_lines(&seen));
+            }
+            *cpu = self.process.cpu_seconds();
         }
         for line in &seen {
             self.note(line);
         }
-        read_run(row, &seen)
+        let run = read_run(row, &seen)?;
+        Ok(Run { cpu_seconds: Some(cpu[1] - cpu[0]), ..run })
     }
 
     /// Remembers the two clocks at a mark.
@@ -124,7 +135,7 @@ pub(crate) fn read_run(row: &str, lines: &[Line]) -> Result<Run> {
     if end.2 != 0 {
         bail!("exit code {}{says}", end.2);
     }
-    Ok(Run { seconds: end.0 - begin.0, own_seconds: end.1 - begin.1, sum })
+    Ok(Run { seconds: end.0 - begin.0, own_seconds: end.1 - begin.1, cpu_seconds: None, sum })
 }
 
 fn last_lines(lines: &[Line]) -> String {

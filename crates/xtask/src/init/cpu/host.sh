@@ -4,7 +4,7 @@ set -e
 mount --make-rprivate /
 cd "$0"
 mount -t proc proc proc
-mount -t sysfs sys sys || :
+mount -t sysfs sys sys 2> /dev/null || :
 mount -t tmpfs dev dev
 for name in null zero full random urandom; do
   : > dev/$name
