@@ -5,9 +5,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
+
+/// How the names of folders for sockets begin.
+const SOCKETS: &str = "umbra-test-";
 
 /// The workspace that this program was built from.
 pub fn workspace() -> PathBuf {
@@ -32,12 +36,16 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// Makes an empty folder in the cache.
     pub fn new() -> Result<Scratch> {
+        static CLEAN: Once = Once::new();
+        CLEAN.call_once(|| remove_stale(&folder().join("scratch"), ""));
         Self::at(folder().join("scratch").join(unique()))
     }
 
     /// Makes an empty folder with a short path that only this user may enter, for sockets.
     pub fn for_sockets() -> Result<Scratch> {
-        let scratch = Self::at(std::env::temp_dir().join(format!("umbra-test-{}", unique())))?;
+        static CLEAN: Once = Once::new();
+        CLEAN.call_once(|| remove_stale(&std::env::temp_dir(), SOCKETS));
+        let scratch = Self::at(std::env::temp_dir().join(format!("{SOCKETS}{}", unique())))?;
         std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o700))?;
         Ok(scratch)
     }
@@ -64,6 +72,20 @@ impl Drop for Scratch {
     }
 }
 
+/// Removes what killed processes have left: folders `PREFIX PID-NUMBER` of processes that are no more.
+fn remove_stale(folder: &Path, prefix: &str) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
+        let Some((process, number)) = name.split_once('-') else { continue };
+        let is_ours = [process, number].iter().all(|part| part.parse::<u32>().is_ok());
+        if is_ours && !Path::new("/proc").join(process).exists() {
+            // What cannot be removed is somebody else's, or is tried again next time.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A name that no other scratch folder of a living process has.
 fn unique() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -84,3 +106,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(&partial, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     std::fs::rename(&partial, path).with_context(|| format!("cannot rename to {}", path.display()))
 }
+
+#[cfg(test)]
+#[path = "cache_test.rs"]
+mod cache_test;

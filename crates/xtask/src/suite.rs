@@ -22,7 +22,7 @@ pub enum Step {
     Deps,
     /// The rules of the house.
     Lint,
-    /// Build every target, and the release program that whole guests are booted with.
+    /// Build every target, the suite for the nested host, and the release program that whole guests are booted with.
     Build,
     /// Unit and integration tests of all crates.
     Unit,
@@ -30,7 +30,7 @@ pub enum Step {
     Fuzz,
     /// Whole guests under our own engine, on this machine.
     Boot,
-    /// Whole guests under KVM, and moves between the engines, in the nested host.
+    /// Whole guests and the conformance suite under KVM, and moves between the engines, in the nested host.
     Nested,
 }
 
@@ -117,6 +117,7 @@ fn run_step(root: &Path, step: Step) -> Result<()> {
         },
         Step::Build => {
             cargo(root, &["test", "-q", "--workspace", "--no-run"])?;
+            cargo(root, &["build", "-p", "umbra-testkit", "--bin", "conformance"])?;
             cargo(root, &["build", "--release", "-p", "umbra"])
         }
         Step::Unit if has_nextest() => {

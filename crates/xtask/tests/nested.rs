@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cache::Scratch;
+use xtask::cache::{Scratch, target_folder};
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Outcome, Paging};
 use xtask::umbra::{Umbra, last_tick, program};
@@ -85,6 +85,20 @@ fn auto_takes_kvm_where_it_works() -> Result<()> {
     ensure!(outcome.code == 0);
     let said = std::fs::read_to_string(outcome.out.join("said"))?;
     ensure!(said.to_lowercase().contains("kvm"), "{said}");
+    Ok(())
+}
+
+/// The programs that `cargo test` runs under our own engine, under KVM: one suite, two engines.
+#[test]
+#[ignore = "boots a nested host: cargo xtask test nested"]
+fn the_conformance_suite_passes_under_kvm() -> Result<()> {
+    let suite = target_folder().join("debug/conformance");
+    ensure!(suite.exists(), "{} is missing; run `cargo xtask test build`", suite.display());
+    let mut spec = NestSpec::new(&Guests::load()?, Paging::Nested, "conformance --engine kvm");
+    spec.program(&suite)?;
+    let outcome = spec.run(|line| println!("{:8.2} {}", line.at.as_secs_f64(), line.text))?;
+    ensure!(outcome.code == 0, "the suite ended with {}", outcome.code);
+    ensure!(outcome.lines.iter().any(|line| line.text.contains("conformance on kvm")), "it told no result");
     Ok(())
 }
 
