@@ -14,6 +14,7 @@ use umbra_x86::segment::{Segment, Table, access, sreg};
 use crate::decode::Cache;
 use crate::exec::Fast;
 use crate::mmu::Tlb;
+use crate::translate::Translator;
 use crate::vm::{Injected, KvmClock, Shared, Spin, Tsc};
 
 /// Vector, mask and x87 state. Registers are whole, so that a thunk loads each with one instruction.
@@ -120,6 +121,8 @@ pub struct Cpu {
     pub id: u32,
     /// When the host's time-stamp counter reaches this, the local APIC's timer goes off: `exec::run` returns soon.
     pub timer_at: u64,
+    /// What the thread's alarm is set for, on the same scale; all ones if it is not.
+    pub alarm_at: u64,
     /// The time-stamp counter.
     pub tsc: Tsc,
     /// KVM's clock.
@@ -134,6 +137,8 @@ pub struct Cpu {
     pub tlb: Box<Tlb>,
     /// Decoded blocks.
     pub cache: Box<Cache>,
+    /// Translations of blocks that are hot.
+    pub translator: Box<Translator>,
     /// Instructions made ready to run natively.
     pub native: Box<crate::native::Local>,
     /// What is shared with other processors and threads.

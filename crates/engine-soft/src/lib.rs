@@ -12,6 +12,7 @@
 //! | `decode` | instructions to operations, the cache of blocks, code that changes |
 //! | `exec` | handlers of the common instructions, the run loop |
 //! | `native` | thunks: one instruction run by the host's processor |
+//! | `translate` | tier 1: hot blocks as code of the host |
 //! | `sys` | segments, interrupts, tasks, control registers, MSRs, CPUID |
 //! | `vm` | the machine: processors, local APICs, time |
 //! | `engine`, `vcpu`, `state` | what `umbra-engine` asks for; saved state |
@@ -26,6 +27,7 @@ mod native;
 mod operand;
 mod state;
 mod sys;
+mod translate;
 mod vcpu;
 mod vm;
 

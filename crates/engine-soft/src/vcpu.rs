@@ -9,7 +9,7 @@ use umbra_engine::{Counters, CpuIo, CpuState, EngineError, Halt, Kicker, RunStat
 use crate::cpu::Cpu;
 use crate::exec::{self, Stop};
 use crate::state;
-use crate::vm::{Shared, attention, count};
+use crate::vm::{Alarm, Shared, attention, count};
 
 /// A processor under the software engine.
 pub struct SoftVcpu {
@@ -93,13 +93,19 @@ impl Drop for Running<'_> {
 impl Cpu {
     /// Adds what the interpreter counted by itself to the counters that everybody can read.
     fn publish_counts(&mut self) {
-        let n = std::mem::take(&mut self.fast.instructions);
+        let translated = std::mem::take(&mut self.fast.translated);
+        let n = std::mem::take(&mut self.fast.instructions) + translated;
         self.counters.add(count::INSTRUCTIONS, n);
+        self.counters.add(count::TRANSLATED, translated);
+        self.counters.add(count::INTERPRETED, std::mem::take(&mut self.fast.interpreted));
     }
 }
 
 impl Vcpu for SoftVcpu {
     fn run(&mut self, io: &dyn CpuIo) -> Halt {
+        let shared = self.cpu.shared.clone();
+        let _alarm = Alarm::new(&shared.ports[self.cpu.id as usize].attention);
+        self.cpu.alarm_at = u64::MAX;
         Running::new(&mut self.cpu, io).run()
     }
 

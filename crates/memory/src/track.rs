@@ -6,6 +6,7 @@
 //! that it noted is old and its block is never entered again.
 
 use std::io;
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -40,6 +41,9 @@ fn granule_mask(offset: u64, len: u64) -> u64 {
 }
 
 impl CodePage {
+    /// Where in the structure the version is, in bytes: translated code compares it by itself.
+    pub const VERSION_OFFSET: usize = offset_of!(CodePage, version);
+
     /// Says that the bytes at `offset` within this page have been, or are about to be, translated; returns the version that a translation of
     /// them is good for. Call it before reading the bytes. Whether the page held no code before comes second: then stores that go past
     /// [`CodePage::written`] must be stopped before the bytes are read.

@@ -1,7 +1,7 @@
 //! Where blocks are kept: one piece of memory that is filled from its start and emptied as a whole.
 
 use std::mem::MaybeUninit;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use iced_x86::Instruction;
 use umbra_memory::CodePage;
@@ -9,7 +9,7 @@ use umbra_memory::CodePage;
 use crate::exec::{Op, OpRef};
 
 /// The most instructions of a block: keeps the wait for attention and the stack of a debug build short.
-pub(super) const INSTRUCTIONS_MAX: usize = 64;
+pub(crate) const INSTRUCTIONS_MAX: usize = 64;
 /// Eight-byte words for blocks of one processor: 12 MiB, which a Linux guest's start-up fits a few times over.
 const ARENA_WORDS_MAX: usize = 12 << 17;
 /// Of all processors of a machine, which mostly run the same code...
@@ -72,6 +72,10 @@ pub(crate) struct Block {
     /// It may be linked to and found by linear address.
     pub lasting: bool,
     pub second: Option<Second>,
+    /// How often it ran in the interpreter since somebody last tried to translate it.
+    pub heat: u32,
+    /// Its translation, or null.
+    pub code_at: *const u8,
 }
 
 const _: () =
@@ -123,6 +127,8 @@ impl Block {
             len: 0,
             lasting: false,
             second: None,
+            heat: 0,
+            code_at: null(),
         }
     }
 }

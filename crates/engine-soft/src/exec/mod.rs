@@ -26,17 +26,23 @@ mod stack;
 #[cfg(test)]
 pub(crate) mod test;
 
+use std::ptr::{null, null_mut};
+
+use crate::cpu::Cpu;
 use crate::fault::Fault;
+use crate::mmu::Entry;
+use crate::translate::{HostFault, Jump};
 
 pub(crate) use address::{Any, Near, slot};
 pub(crate) use arith::*;
 pub(crate) use atomic::*;
 pub(crate) use bits::*;
 pub(crate) use branch::*;
+pub(crate) use flags::from_rflags as status_of;
 pub(crate) use misc::*;
 pub(crate) use mov::*;
 pub(crate) use muldiv::*;
-pub(crate) use op::{Handler, Op, OpRef, op_flag};
+pub(crate) use op::{Exit, Handler, Op, OpRef, op_flag};
 pub use run::{Stop, run};
 pub(crate) use shift::*;
 pub(crate) use slow::*;
@@ -62,8 +68,6 @@ pub struct Fast {
     pub instructions: u64,
     /// Status flags; see `exec::flags`.
     pub(crate) status: u16,
-    /// Blocks until the timer is looked at.
-    pub(crate) timer_blocks: u32,
     /// What must be seen to after the instruction; see `mmu::event`.
     pub(crate) event: u32,
     /// What the last handler raised.
@@ -72,6 +76,37 @@ pub struct Fast {
     pub(crate) stopped_world: bool,
     /// It was inside the world before it stopped it.
     pub(crate) inside_before: bool,
+    /// What translations need; see `translate`.
+    /// The state block itself.
+    pub(crate) this: *mut Cpu,
+    /// The page of RIP, while a translation runs.
+    pub(crate) page: u64,
+    /// The first TLB entry of the class of accesses at the current privilege.
+    pub(crate) tlb: *const Entry,
+    /// The attention word.
+    pub(crate) attention: *const u32,
+    /// The table of translations by linear address, and what of the key goes into a place in it.
+    pub(crate) jumps: *const Jump,
+    pub(crate) jump_hash: u64,
+    /// An address that is looked up, and the target of an indirect call.
+    pub(crate) address: u64,
+    pub(crate) target: u64,
+    /// Where translations go for their slow path and to leave.
+    pub(crate) slow: usize,
+    pub(crate) leave: usize,
+    /// The site of the slow path or the exit.
+    pub(crate) site: u32,
+    /// Vector units that are live in the host's registers, and those that shall be.
+    pub(crate) live: u8,
+    pub(crate) wanted: u8,
+    /// How the interpreter left the instruction that a translation asked it for.
+    pub(crate) exit: Exit,
+    pub(crate) host_fault: HostFault,
+    /// `Cache::epoch` that translations are of.
+    pub(crate) epoch: u64,
+    /// Guest instructions of blocks that were entered as translations, and how many of them the interpreter did.
+    pub(crate) translated: u64,
+    pub(crate) interpreted: u64,
 }
 
 impl Default for Fast {
@@ -85,11 +120,28 @@ impl Default for Fast {
             rip_max: u64::MAX,
             instructions: 0,
             status: 0,
-            timer_blocks: 0,
             event: 0,
             fault: Fault::UD,
             stopped_world: false,
             inside_before: false,
+            this: null_mut(),
+            page: 0,
+            tlb: null(),
+            attention: null(),
+            jumps: null(),
+            jump_hash: 0,
+            address: 0,
+            target: 0,
+            slow: 0,
+            leave: 0,
+            site: 0,
+            live: 0,
+            wanted: 0,
+            exit: Exit::Jump,
+            host_fault: HostFault::default(),
+            epoch: 0,
+            translated: 0,
+            interpreted: 0,
         }
     }
 }

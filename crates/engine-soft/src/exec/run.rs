@@ -10,7 +10,8 @@ use crate::decode::{Block, Link};
 use crate::fault::{Exec, Fault};
 use crate::operand::is_canonical;
 use crate::sys::{self, debug};
-use crate::vm::{Port, attention, count, host_tsc};
+use crate::translate::{Full, Left};
+use crate::vm::{Port, attention, count, host_tsc, set_alarm};
 
 /// Why [`run`] returned; always at an instruction boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub fn run(cpu: &mut Cpu) -> Stop {
 
 /// What must be seen to before guest code runs.
 fn attend(cpu: &mut Cpu, port: &Port) -> Option<Stop> {
-    const OWN: u32 = attention::WORLD | attention::FLUSH | attention::FLUSH_WRITES;
+    const OWN: u32 = attention::WORLD | attention::FLUSH | attention::FLUSH_WRITES | attention::TIMER;
     let bits = port.attention.load(Ordering::Acquire);
     if bits & attention::FLUSH != 0 {
         port.attention.fetch_and(!attention::FLUSH, Ordering::SeqCst);
@@ -58,22 +59,25 @@ fn attend(cpu: &mut Cpu, port: &Port) -> Option<Stop> {
     }
     let interrupt = cpu.interrupt_hint && cpu.flag(Rflags::IF) && cpu.shadow == Shadow::None;
     let nmi = cpu.nmi_pending && !cpu.nmi_masked && cpu.shadow != Shadow::MovSs;
-    let timer = timer_is_due(cpu);
+    let timer = timer_is_due(cpu, port, bits);
     (bits & !OWN != 0 || interrupt || nmi || timer).then_some(Stop::Attention)
 }
 
-/// Blocks between two looks at the time-stamp counter, which takes longer than most blocks.
-const TIMER_BLOCKS: u32 = 256;
-
-/// Whether the local APIC's timer goes off. Looks only now and then.
+/// Whether the local APIC's timer goes off; if it will later, the alarm is set for that.
 #[inline(always)]
-fn timer_is_due(cpu: &mut Cpu) -> bool {
-    cpu.fast.timer_blocks = cpu.fast.timer_blocks.wrapping_sub(1);
-    if cpu.fast.timer_blocks <= TIMER_BLOCKS {
-        return false;
+fn timer_is_due(cpu: &mut Cpu, port: &Port, bits: u32) -> bool {
+    if bits & attention::TIMER != 0 {
+        port.clear(attention::TIMER);
+        cpu.alarm_at = u64::MAX;
     }
-    cpu.fast.timer_blocks = TIMER_BLOCKS;
-    host_tsc() >= cpu.timer_at
+    if cpu.timer_at < cpu.alarm_at {
+        if host_tsc() >= cpu.timer_at {
+            return true;
+        }
+        set_alarm(cpu.timer_at, cpu.shared.time.khz);
+        cpu.alarm_at = cpu.timer_at;
+    }
+    false
 }
 
 /// Runs blocks until one ends in a way after which more must be looked at than where to go on.
@@ -86,43 +90,90 @@ fn run_blocks(cpu: &mut Cpu, port: &Port) -> Result<(), Stop> {
         if port.wanted() {
             return Ok(());
         }
-        if timer_is_due(cpu) {
-            return Err(Stop::Attention);
-        }
         // SAFETY: `find_block` and links give blocks that stay until the cache is emptied; see `follow`.
         if !unsafe { (*block).is_current() } {
             return Ok(());
         }
-        let start = cpu.rip;
-        // SAFETY: as above.
-        cpu.fast.instructions += u64::from(unsafe { (*block).count });
-        let first = Block::ops(block);
-        let exit = (first.run)(cpu, first);
-        let found = match exit {
-            Exit::Fall | Exit::Taken => {
-                // SAFETY: as above; nobody else refers to this processor's blocks.
-                let link = unsafe { &(&(*block).links)[exit as usize] };
-                if link.rip == cpu.rip && link.key == cpu.fast.key {
-                    block = link.block;
-                    continue;
+        let Ok(code) = translation(cpu, block) else {
+            // What was hot will be so again.
+            cpu.cache.clear();
+            return Ok(());
+        };
+        let found = match code {
+            Some(code) => match cpu.run_translation(code) {
+                Left::Exit(Exit::Fall | Exit::Taken | Exit::Jump) => cpu.find_block(),
+                Left::Exit(exit) => return end(cpu, exit),
+                Left::Attention => return Ok(()),
+                left => {
+                    let epoch = cpu.cache.epoch;
+                    let found = cpu.find_block();
+                    if let Ok(next) = found
+                        && cpu.cache.epoch == epoch
+                    {
+                        cpu.link(left, next);
+                    }
+                    found
                 }
-                follow(cpu, block, exit, start)
-            }
-            Exit::Jump => match cpu.check_near_target(cpu.rip) {
-                Ok(()) => cpu.find_block(),
-                Err(fault) => Err(back(cpu, block, start, fault)),
             },
-            Exit::Fault => return deliver(cpu, cpu.fast.fault),
-            Exit::Wait => return Err(Stop::Wait),
-            Exit::State | Exit::Again => {
-                cpu.fast.event = 0;
-                return Ok(());
+            None => {
+                let start = cpu.rip;
+                match interpret(cpu, block) {
+                    exit @ (Exit::Fall | Exit::Taken) => {
+                        // SAFETY: as above; nobody else refers to this processor's blocks.
+                        let link = unsafe { &(&(*block).links)[exit as usize] };
+                        if link.rip == cpu.rip && link.key == cpu.fast.key {
+                            block = link.block;
+                            continue;
+                        }
+                        follow(cpu, block, exit, start)
+                    }
+                    Exit::Jump => match cpu.check_near_target(cpu.rip) {
+                        Ok(()) => cpu.find_block(),
+                        Err(fault) => Err(back(cpu, block, start, fault)),
+                    },
+                    exit => return end(cpu, exit),
+                }
             }
         };
         block = match found {
             Ok(block) => block,
             Err(fault) => return deliver(cpu, fault),
         };
+    }
+}
+
+/// The translation of a block, made now if it has become hot.
+#[inline(always)]
+fn translation(cpu: &mut Cpu, block: *mut Block) -> Result<Option<*const u8>, Full> {
+    // SAFETY: the run loop gives a block that exists.
+    let b = unsafe { &mut *block };
+    if b.code_at.is_null() {
+        b.heat = b.heat.saturating_add(1);
+        if b.heat <= cpu.translator.after || !cpu.translate(block)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(b.code_at))
+}
+
+/// Runs a block in the interpreter.
+#[inline(always)]
+fn interpret(cpu: &mut Cpu, block: *mut Block) -> Exit {
+    // SAFETY: the run loop gives a block that exists.
+    cpu.fast.instructions += u64::from(unsafe { (*block).count });
+    let first = Block::ops(block);
+    (first.run)(cpu, first)
+}
+
+/// Ends the running of blocks by an exit after which more must be looked at than where to go on.
+fn end(cpu: &mut Cpu, exit: Exit) -> Result<(), Stop> {
+    match exit {
+        Exit::Fault => deliver(cpu, cpu.fast.fault),
+        Exit::Wait => Err(Stop::Wait),
+        _ => {
+            cpu.fast.event = 0;
+            Ok(())
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::tlb::{ENTRIES, NO_CONTEXT, Tlb};
 use super::{Class, physical::Tables};
 use crate::cpu::{Cpu, Mode};
 use crate::fault::{Exec, Fault};
+use crate::translate;
 use crate::vm::hooks;
 use umbra_x86::paging::Physical;
 
@@ -93,6 +94,7 @@ impl Cpu {
         let aligned = user && ac && self.cr0.contains(Cr0::AM);
         let slow = aligned || self.has_data_breakpoint();
         self.fast.tlb_base = class as usize * ENTRIES;
+        self.fast.tlb = self.tlb.class(self.fast.tlb_base);
         self.fast.context = if slow { NO_CONTEXT } else { self.tlb.context };
         let cs = &self.seg[sreg::CS];
         if self.mode.code != 64 && self.tlb.cs != (cs.base, cs.limit) {
@@ -111,6 +113,7 @@ impl Cpu {
         }
         let key = u64::from(self.tlb.generation) << 32 | self.tlb.context << 16 | u64::from(user) << 8;
         self.fast.key = key | u64::from(self.mode.block_key());
+        self.fast.jump_hash = translate::hash_of(self.fast.key);
     }
 
     /// The class of accesses at the current privilege.

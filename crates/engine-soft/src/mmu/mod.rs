@@ -17,8 +17,8 @@ mod translate;
 mod word;
 
 pub use access::Host;
-pub(crate) use tlb::NO_CONTEXT;
 pub use tlb::Tlb;
+pub(crate) use tlb::{ENTRIES, Entry, NO_CONTEXT};
 pub(crate) use translate::Fetch;
 pub use word::Word;
 pub(crate) use word::copy_out;

@@ -113,6 +113,16 @@ impl Tlb {
         })
     }
 
+    /// The first entry of a class, which is the number of its first entry.
+    pub(crate) fn class(&self, first: usize) -> *const Entry {
+        &raw const self.entries[first]
+    }
+
+    /// The entry of a linear address in a class.
+    pub(crate) fn entry_of(&self, first: usize, linear: u64) -> *const Entry {
+        &raw const self.entries[(first + (linear >> 12) as usize % ENTRIES) % (ENTRIES * 4)]
+    }
+
     /// Makes every address of code be looked up anew.
     pub(crate) fn code_moved(&mut self) {
         self.generation = self.generation.wrapping_add(1);

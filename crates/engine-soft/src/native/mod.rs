@@ -34,9 +34,15 @@ use umbra_x86::reg::Cr4;
 
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault, Flow};
-use crate::native::area::Area;
 use crate::native::emit::{Prepared, Width};
-use crate::native::plan::{Operand, Plan};
+use crate::native::plan::Plan;
+
+pub use area::{Area, Pool};
+pub use checks::unit as check_unit;
+pub use emit::does_nothing;
+pub use forms::{in_64_bit_mode, is_allowed};
+pub use plan::{Operand, Registers, Unit, directions, operand};
+pub use signal::prepare_thread;
 
 pub use features::{host_features, offered, offers};
 pub use special::{mxcsr_mask, normalize_x87, special};
@@ -53,7 +59,8 @@ pub struct Thunk {
 /// # Errors
 /// It does not; the text says what to do.
 pub fn check_host() -> Result<(), EngineError> {
-    Area::new().map(drop)
+    Area::new(Pool::Thunks).map(drop)?;
+    Area::new(Pool::Blocks).map(drop)
 }
 
 /// A processor's thunks.
@@ -74,7 +81,7 @@ impl Local {
     pub fn new() -> Result<Box<Self>, EngineError> {
         signal::install();
         Ok(Box::new(Self {
-            area: Area::new()?,
+            area: Area::new(Pool::Thunks)?,
             plans: Vec::new(),
             known: HashMap::new(),
             generation: 0,

@@ -1,16 +1,17 @@
 //! Exceptions that the host's processor raises in a thunk.
 //!
-//! They come as signals. The handlers, installed once a process, look whether the interrupted instruction lies in a thunk; if so they
-//! redirect the thread to [`fault_exit`] with the exception's vector, if not they call whoever handled the signal before. Page faults are
-//! never a guest's: a thunk's operand was checked before, so they go to the handler before, too.
+//! They come as signals. The handlers, installed once a process, look whether the interrupted instruction lies in a thunk or a translation; if so they
+//! redirect the thread to its exit with the exception's vector, if not they call whoever handled the signal before. Page faults are
+//! never a guest's: an operand was checked before, so they go to the handler before, too.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
 
-use crate::native::area;
+use crate::native::Pool;
 use crate::native::enter::fault_exit;
+use crate::translate::{HostFault, find_fault};
 
 /// The signals that exceptions become.
 const SIGNALS: [i32; 4] = [libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGBUS];
@@ -35,6 +36,7 @@ const RDX: usize = 12;
 const RAX: usize = 13;
 const RSP: usize = 15;
 const RIP: usize = 16;
+const RFLAGS: usize = 17;
 const VECTOR: usize = 20;
 const FX_MXCSR: usize = 24;
 
@@ -46,13 +48,20 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
     // SAFETY: the kernel passes a valid frame, which is this handler's alone.
     let frame = unsafe { &mut *frame };
     let r = &mut frame.registers;
-    if area::contains(r[RIP] as usize) && r[VECTOR] != PAGE_FAULT {
+    if Pool::Thunks.contains(r[RIP] as usize) && r[VECTOR] != PAGE_FAULT {
         // SAFETY: the frame has a floating-point part: a thread that runs a thunk has used the unit.
         r[RDX] = unsafe { frame.fpu.add(FX_MXCSR).cast::<u32>().read_unaligned() }.into();
         r[RAX] = r[VECTOR] + 1;
         r[RIP] = fault_exit as *const () as u64;
         r[RSP] += 8;
         return;
+    }
+    if Pool::Blocks.contains(r[RIP] as usize) && r[VECTOR] != PAGE_FAULT {
+        let fault = HostFault { rip: r[RIP], vector: r[VECTOR], rflags: r[RFLAGS] };
+        if let Some(rip) = find_fault(fault) {
+            r[RIP] = rip;
+            return;
+        }
     }
     chain(signal, info, context);
 }

@@ -22,6 +22,7 @@ use crate::decode::Cache;
 use crate::exec::Fast;
 use crate::mmu::Tlb;
 use crate::native;
+use crate::translate::Translator;
 use crate::vm::{Injected, KvmClock, Shared, Spin, Tsc, attention, count};
 
 /// What is refused, in words.
@@ -70,6 +71,7 @@ impl Cpu {
             run_state: RunState::Running,
             id,
             timer_at: u64::MAX,
+            alarm_at: u64::MAX,
             tsc: Tsc::default(),
             kvm: KvmClock::default(),
             halt_poll: 0,
@@ -77,11 +79,13 @@ impl Cpu {
             cpuid,
             tlb: Tlb::new(),
             cache: Cache::new(shared.ports.len()),
+            translator: Translator::new()?,
             native: native::Local::new()?,
             shared,
             counters: Counters::new(count::NAMES),
             io: None,
         });
+        cpu.prepare_translations();
         load(&mut cpu, &state)?;
         Ok(cpu)
     }

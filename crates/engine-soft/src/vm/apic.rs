@@ -6,7 +6,7 @@ use umbra_apic::reg::MSR_TSC_DEADLINE;
 use umbra_apic::{Deadline, Effects, Gp, LocalApic, Time as _};
 
 use super::time::{CpuTime, host_tsc};
-use super::{Port, count};
+use super::{Port, attention, count};
 use crate::cpu::Cpu;
 
 /// Nanoseconds as ticks of a counter that runs at `khz`, rounded up.
@@ -77,6 +77,10 @@ impl Cpu {
                 host_tsc().saturating_add(ticks(left, self.shared.time.khz))
             }
         };
+        if self.timer_at < self.alarm_at {
+            // The run loop shall set the alarm anew.
+            self.port().attention.fetch_or(attention::TIMER, Ordering::SeqCst);
+        }
     }
 
     /// Lets the timer go off if its time has come.

@@ -11,7 +11,11 @@ macro_rules! counts {
 }
 counts! {
     INSTRUCTIONS = "instructions";
+    TRANSLATED = "instructions of translated blocks";
+    INTERPRETED = "instructions that translated blocks left to the interpreter";
     BLOCKS_DECODED = "blocks decoded";
+    BLOCKS_TRANSLATED = "blocks translated";
+    CODE_CACHE_CLEARED = "code cache clearings";
     CODE_INVALIDATIONS = "code invalidations";
     TLB_FILLS = "tlb fills";
     EXCEPTIONS = "exceptions";

@@ -6,6 +6,7 @@
 //! | `deliver` | interrupt messages, from devices and from processors |
 //! | `apic` | a processor and its own local APIC |
 //! | `events` | what a processor does before it executes: INIT, SIPI, NMI, interrupts, halted waiting |
+//! | `alarm` | what interrupts guest code when a timer is due |
 //! | `time`, `frequency` | the time-stamp counter; how fast it is |
 //! | `pvclock`, `hypercall` | KVM's paravirtual clock, and calls |
 //! | `spin` | loops in which the guest waits |
@@ -13,6 +14,7 @@
 //! | `world` | stopping all processors for a moment |
 //! | `machine` | the machine as `umbra-engine` has it |
 
+mod alarm;
 mod apic;
 pub mod count;
 mod deliver;
@@ -27,6 +29,7 @@ mod spin;
 mod time;
 mod world;
 
+pub use alarm::{Alarm, set as set_alarm};
 pub use events::Injected;
 pub use frequency::host_khz;
 pub use machine::SoftVm;
@@ -67,6 +70,8 @@ pub mod attention {
     pub const FLUSH_WRITES: u32 = 256;
     /// A message asks for an interrupt whose vector the PIC gives.
     pub const EXT_INT: u32 = 512;
+    /// The alarm of the processor's thread has come; see `alarm`.
+    pub const TIMER: u32 = 1024;
 
     /// What a halted processor wakes for.
     pub const WAKES: u32 = KICK | APIC | EXTERNAL | NMI | INIT | SIPI | EXT_INT;

@@ -10,7 +10,7 @@ use iced_x86::{Code, Encoder, Instruction, OpKind};
 use crate::cpu::Cpu;
 use crate::decode::Slow;
 use crate::fault::{Exec, Fault, Flow};
-use crate::native::{area, checks, compile, execute, run};
+use crate::native::{Pool, checks, compile, execute, run};
 use crate::operand::mask;
 
 const FOP: Range<usize> = 6..8;
@@ -27,7 +27,7 @@ fn word(b: &[u8]) -> u64 {
 /// After an x87 instruction: where the image points into the thunk or to the operand's host address, it shall name the guest's
 /// instruction and the operand's offset. What the host did not update stays.
 pub fn fix_pointers(cpu: &mut Cpu, i: &Instruction, memory: *mut u8) {
-    if !area::contains(word(&cpu.vector.fx[FIP]) as usize) {
+    if !Pool::Thunks.contains(word(&cpu.vector.fx[FIP]) as usize) {
         return;
     }
     let rip = cpu.rip & mask(u32::from(cpu.mode.code));

@@ -1,0 +1,283 @@
+//! A small assembler for the fixed parts of translated code.
+//!
+//! It makes the few forms that address lookups, exits and the state block need, by hand, because they are most of what is emitted;
+//! guest instructions themselves go through iced-x86's encoder (Intel SDM volume 2, chapter 2, "Instruction Format").
+
+/// A host register by its number in an encoding.
+pub(super) type Reg = u8;
+
+pub(super) const RAX: Reg = 0;
+/// First scratch register: addresses.
+pub(super) const A: Reg = 10;
+/// Second scratch register.
+pub(super) const B: Reg = 11;
+
+/// A memory operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mem {
+    /// In the state block: relative to the base of GS.
+    pub gs: bool,
+    pub base: Option<Reg>,
+    /// Register and the shift of its scale; any register but RSP.
+    pub index: Option<(Reg, u8)>,
+    pub disp: i32,
+}
+
+/// A word of the state block.
+pub(super) fn state(offset: usize) -> Mem {
+    debug_assert!(i32::try_from(offset).is_ok());
+    Mem { gs: true, base: None, index: None, disp: offset as i32 }
+}
+
+/// `disp` bytes from where `base` points.
+pub(super) fn at(base: Reg, disp: i32) -> Mem {
+    Mem { gs: false, base: Some(base), index: None, disp }
+}
+
+/// Opcodes of the form `op r64, r/m64`, or of the other direction where named a store.
+pub(super) mod op {
+    pub const ADD: u8 = 0x03;
+    pub const OR: u8 = 0x0b;
+    pub const XOR: u8 = 0x33;
+    pub const CMP_STORE: u8 = 0x39;
+    pub const MOV: u8 = 0x8b;
+    pub const MOV_STORE: u8 = 0x89;
+    pub const LEA: u8 = 0x8d;
+}
+
+/// The group number of an operation with an immediate (opcodes 80 to 83) and of a shift (C1).
+pub(super) mod group {
+    pub const ADD: u8 = 0;
+    pub const AND: u8 = 4;
+    pub const SHL: u8 = 4;
+    pub const SHR: u8 = 5;
+    pub const CMP: u8 = 7;
+    pub const SAR: u8 = 7;
+}
+
+/// Condition numbers as in Jcc's opcodes.
+pub(super) mod cond {
+    pub const EQUAL: u8 = 4;
+    pub const NOT_EQUAL: u8 = 5;
+    pub const ABOVE: u8 = 7;
+}
+
+/// Where a 32-bit displacement of a branch is that has no target yet.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub(super) struct Hole(usize);
+
+/// Bytes of code in the making.
+#[derive(Debug, Default)]
+pub(super) struct Asm {
+    pub bytes: Vec<u8>,
+}
+
+impl Asm {
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn put32(&mut self, value: i32) {
+        self.put(&value.to_le_bytes());
+    }
+
+    /// Prefixes, opcode and operands of an instruction with a memory operand.
+    fn memory(&mut self, wide: bool, opcode: &[u8], reg: Reg, m: Mem) {
+        if m.gs {
+            self.put(&[0x65]);
+        }
+        let bit = |r: Option<Reg>| r.map_or(0, |r| r >> 3);
+        let rex = u8::from(wide) << 3 | reg >> 3 << 2 | bit(m.index.map(|i| i.0)) << 1 | bit(m.base);
+        if rex != 0 {
+            self.put(&[0x40 | rex]);
+        }
+        self.put(opcode);
+        let reg = (reg & 7) << 3;
+        let Some(base) = m.base else {
+            // No base: a SIB byte with a 32-bit displacement.
+            let sib = m.index.map_or(0x25, |(r, shift)| shift << 6 | (r & 7) << 3 | 5);
+            self.put(&[reg | 4, sib]);
+            return self.put32(m.disp);
+        };
+        let short = i8::try_from(m.disp);
+        let mode = match short {
+            // Without a displacement RBP and R13 mean something else.
+            Ok(0) if base & 7 != 5 => 0,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
+        };
+        match m.index {
+            None if base & 7 != 4 => self.put(&[mode | reg | base & 7]),
+            None => self.put(&[mode | reg | 4, 0x24]),
+            Some((r, shift)) => self.put(&[mode | reg | 4, shift << 6 | (r & 7) << 3 | base & 7]),
+        }
+        match (mode, short) {
+            (0, _) => {}
+            (0x40, Ok(disp)) => self.put(&[disp as u8]),
+            _ => self.put32(m.disp),
+        }
+    }
+
+    /// `op reg, mem` or, for stores, `op mem, reg`; 64 bits wide.
+    pub(super) fn rm(&mut self, opcode: u8, reg: Reg, m: Mem) {
+        self.memory(true, &[opcode], reg, m);
+    }
+
+    /// The same, 32 bits wide; a register that is written is zero-extended.
+    pub(super) fn rm32(&mut self, opcode: u8, reg: Reg, m: Mem) {
+        self.memory(false, &[opcode], reg, m);
+    }
+
+    /// `op reg, from`, 64 bits wide.
+    pub(super) fn rr(&mut self, opcode: u8, reg: Reg, from: Reg) {
+        self.put(&[0x48 | reg >> 3 << 2 | from >> 3, opcode, 0xc0 | (reg & 7) << 3 | from & 7]);
+    }
+
+    /// The same, 32 bits wide.
+    pub(super) fn rr32(&mut self, opcode: u8, reg: Reg, from: Reg) {
+        self.put(&[0x40 | reg >> 3 << 2 | from >> 3, opcode, 0xc0 | (reg & 7) << 3 | from & 7]);
+    }
+
+    /// `op reg, imm`, 64 bits wide.
+    pub(super) fn ri(&mut self, group: u8, reg: Reg, value: i32) {
+        let (rex, modrm) = (0x48 | reg >> 3, 0xc0 | group << 3 | reg & 7);
+        match i8::try_from(value) {
+            Ok(value) => self.put(&[rex, 0x83, modrm, value as u8]),
+            Err(_) => {
+                self.put(&[rex, 0x81, modrm]);
+                self.put32(value);
+            }
+        }
+    }
+
+    /// `op dword mem, imm`.
+    pub(super) fn mi32(&mut self, group: u8, m: Mem, value: i32) {
+        match i8::try_from(value) {
+            Ok(value) => {
+                self.memory(false, &[0x83], group, m);
+                self.put(&[value as u8]);
+            }
+            Err(_) => {
+                self.memory(false, &[0x81], group, m);
+                self.put32(value);
+            }
+        }
+    }
+
+    /// `add qword mem, imm`.
+    pub(super) fn add_mi(&mut self, m: Mem, value: i8) {
+        self.memory(true, &[0x83], group::ADD, m);
+        self.put(&[value as u8]);
+    }
+
+    /// `mov dword mem, imm`.
+    pub(super) fn mov_mi32(&mut self, m: Mem, value: u32) {
+        self.memory(false, &[0xc7], 0, m);
+        self.put32(value as i32);
+    }
+
+    /// `test byte mem, imm`.
+    pub(super) fn test_mi8(&mut self, m: Mem, value: u8) {
+        self.memory(false, &[0xf6], 0, m);
+        self.put(&[value]);
+    }
+
+    /// `mov word mem, reg`.
+    pub(super) fn mov_m16(&mut self, m: Mem, reg: Reg) {
+        self.put(&[0x66]);
+        self.memory(false, &[op::MOV_STORE], reg, m);
+    }
+
+    /// `movzx r32, word mem`.
+    pub(super) fn movzx16(&mut self, reg: Reg, m: Mem) {
+        self.memory(false, &[0x0f, 0xb7], reg, m);
+    }
+
+    /// `shift reg, count`, 64 bits wide.
+    pub(super) fn shift(&mut self, group: u8, reg: Reg, count: u8) {
+        self.put(&[0x48 | reg >> 3, 0xc1, 0xc0 | group << 3 | reg & 7, count]);
+    }
+
+    /// `mov reg, imm64`.
+    pub(super) fn mov_i64(&mut self, reg: Reg, value: u64) {
+        self.put(&[0x48 | reg >> 3, 0xb8 | reg & 7]);
+        self.put(&value.to_le_bytes());
+    }
+
+    /// `mov reg32, imm32`.
+    pub(super) fn mov_i32(&mut self, reg: Reg, value: u32) {
+        if reg >= 8 {
+            self.put(&[0x41]);
+        }
+        self.put(&[0xb8 | reg & 7]);
+        self.put32(value as i32);
+    }
+
+    /// Status flags into `Fast::status`, as `exec::flags` has them, through RAX, which `spare` keeps meanwhile.
+    pub(super) fn spill_flags(&mut self, status: Mem, spare: Reg) {
+        self.rr(op::MOV, spare, RAX);
+        // lahf; seto al
+        self.put(&[0x9f, 0x0f, 0x90, 0xc0]);
+        self.mov_m16(status, RAX);
+        self.rr(op::MOV, RAX, spare);
+    }
+
+    /// Status flags from `Fast::status`.
+    pub(super) fn load_flags(&mut self, status: Mem, spare: Reg) {
+        self.rr(op::MOV, spare, RAX);
+        self.movzx16(RAX, status);
+        // add al, 0x7f; sahf
+        self.put(&[0x04, 0x7f, 0x9e]);
+        self.rr(op::MOV, RAX, spare);
+    }
+
+    /// `jmp qword mem`.
+    pub(super) fn jmp_m(&mut self, m: Mem) {
+        self.memory(false, &[0xff], 4, m);
+    }
+
+    /// `jmp reg`.
+    pub(super) fn jmp_r(&mut self, reg: Reg) {
+        if reg >= 8 {
+            self.put(&[0x41]);
+        }
+        self.put(&[0xff, 0xe0 | reg & 7]);
+    }
+
+    /// `jmp` to somewhere.
+    pub(super) fn jmp(&mut self) -> Hole {
+        self.put(&[0xe9, 0, 0, 0, 0]);
+        Hole(self.len() - 4)
+    }
+
+    /// `jcc` to somewhere.
+    pub(super) fn jcc(&mut self, condition: u8) -> Hole {
+        self.put(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        Hole(self.len() - 4)
+    }
+
+    /// Lets `hole` lead to `to`.
+    pub(super) fn fill(&mut self, hole: Hole, to: usize) {
+        let displacement = (to as i64 - (hole.0 as i64 + 4)) as i32;
+        self.bytes[hole.0..hole.0 + 4].copy_from_slice(&displacement.to_le_bytes());
+    }
+
+    /// Lets `hole` lead to what comes next.
+    pub(super) fn here(&mut self, hole: Hole) {
+        self.fill(hole, self.len());
+    }
+
+    /// Where the displacement of `hole` is.
+    pub(super) fn place(hole: &Hole) -> usize {
+        hole.0
+    }
+}
+
+#[cfg(test)]
+#[path = "asm_test.rs"]
+mod asm_test;

@@ -1,0 +1,489 @@
+//! From guest code to a translation.
+
+use std::mem::offset_of;
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
+use umbra_memory::CodePage;
+
+use super::asm::{A, Asm, B, Hole, at, cond, group, op, state};
+use super::copy::host_of;
+use super::flags::{self, Place, Use};
+use super::form::{Copied, Form};
+use super::memory::{Address, fast};
+use super::site::{Kind, LOOKED_UP, Site};
+use super::vector;
+use super::{Full, Jump};
+use crate::cpu::Cpu;
+use crate::decode::{Block, INSTRUCTIONS_MAX};
+use crate::exec::Fast;
+use crate::mmu::copy_out;
+
+const PAGE: usize = 4096;
+
+/// Code out of line.
+#[derive(Debug)]
+pub(super) enum Stub {
+    /// Calls the slow path of a site; after the interpreter did the instruction it goes on at `resume`, with flags loaded or not.
+    Slow { hole: Hole, site: u32, resume: usize, load: bool },
+    /// Leaves by a site, to the address in its page that it says.
+    Exit { hole: Hole, site: u32 },
+    /// Leaves to the address in A (or, reloaded, where B points) that is not in the table.
+    NotFound { hole: Hole, reload: bool },
+}
+
+/// One instruction of a block.
+struct Item {
+    instruction: Instruction,
+    form: Form,
+    uses: Use,
+    offset: u16,
+}
+
+/// A translation in the making.
+pub(super) struct Builder<'a> {
+    pub asm: Asm,
+    pub factory: &'a mut InstructionInfoFactory,
+    /// 64-bit mode.
+    pub wide: bool,
+    /// Where the block starts in its page.
+    pub start: u16,
+    /// Where the instruction at hand starts.
+    pub offset: u16,
+    /// Its length.
+    pub len: u16,
+    pub stubs: Vec<Stub>,
+    sites: Vec<Site>,
+    /// The number of the first of `sites`.
+    first_site: u32,
+    version: u32,
+    flags: Place,
+    /// Vector units that have been asked for.
+    vector: u8,
+}
+
+/// What is undone when an instruction turns out not to be translatable.
+struct Mark {
+    bytes: usize,
+    stubs: usize,
+    sites: usize,
+    flags: Place,
+    vector: u8,
+}
+
+impl Cpu {
+    /// Translates a block, which RIP is at. Whether it has been.
+    ///
+    /// # Errors
+    /// There is no room for more translations.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn translate(&mut self, block: *mut Block) -> Result<bool, Full> {
+        self.sync_translator();
+        // SAFETY: the run loop gives a block that exists.
+        let b = unsafe { &mut *block };
+        // Until it is known to succeed, it is not tried again soon.
+        b.heat = 0;
+        if !self.mode.flat || self.mode.code == 16 || !b.lasting || !self.is_linkable() {
+            return Ok(false);
+        }
+        let linear = self.rip;
+        let Ok(fetch) = self.fetch(linear) else { return Ok(false) };
+        if fetch.host.is_null() || fetch.code != b.code {
+            return Ok(false);
+        }
+        let start = (linear & 0xfff) as u16;
+        let page = fetch.host.wrapping_sub(usize::from(start));
+        let mut bytes = [0; PAGE];
+        // SAFETY: `fetch` gives an address of guest memory, of which a whole page is mapped.
+        unsafe { copy_out(page, &mut bytes) };
+        let items = self.items(&bytes, start);
+        if items.is_empty() {
+            return Ok(false);
+        }
+        let (needed, looked) = ends(&items, &bytes, u32::from(self.mode.code));
+        // SAFETY: guest memory's tracking outlives the processor.
+        let code: &CodePage = unsafe { &*b.code };
+        let used = usize::from(start)..items.last().map_or(0, Item::end);
+        let is_same = |range: &std::ops::Range<usize>| {
+            if code.mark(range.start as u64, range.len() as u64).0 != b.version {
+                return false;
+            }
+            let mut now = vec![0; range.len()];
+            // SAFETY: as above; the range lies within the page.
+            unsafe { copy_out(page.wrapping_add(range.start), &mut now) };
+            now == bytes[range.clone()]
+        };
+        if !is_same(&used) || !looked.iter().all(is_same) {
+            return Ok(false);
+        }
+        self.install(b, &items, needed, start)
+    }
+
+    /// Whether direct branches from around RIP always lead to canonical addresses.
+    pub(crate) fn is_linkable(&self) -> bool {
+        const HALF: u64 = 1 << 47;
+        const FAR: u64 = 1 << 33;
+        self.rip.wrapping_add(HALF).wrapping_sub(FAR) < 2 * HALF - 2 * FAR
+            && self.rip.wrapping_sub(HALF - FAR) >= 2 * FAR
+            || self.rip.wrapping_add(FAR) < 2 * FAR
+    }
+
+    /// The instructions of the block at `start`.
+    fn items(&mut self, page: &[u8; PAGE], start: u16) -> Vec<Item> {
+        let mut items = Vec::new();
+        let mut at = usize::from(start);
+        let mut decoder = Decoder::with_ip(self.mode.code.into(), &page[at..], 0, DecoderOptions::NONE);
+        let mut factory = std::mem::replace(&mut self.translator.factory, InstructionInfoFactory::new());
+        while items.len() < INSTRUCTIONS_MAX && decoder.can_decode() {
+            decoder.set_ip(0);
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                break;
+            }
+            let form = Form::of(self, &instruction, &mut factory);
+            let uses = if form == Form::Interpret { Use::CALL } else { Use::of(&instruction) };
+            items.push(Item { instruction, form, uses, offset: at as u16 });
+            at += instruction.len();
+            if instruction.flow_control() != FlowControl::Next {
+                break;
+            }
+        }
+        self.translator.factory = factory;
+        items
+    }
+
+    fn install(&mut self, block: &mut Block, items: &[Item], needed: u32, start: u16) -> Result<bool, Full> {
+        let wide = self.mode.code == 64;
+        let mut factory = std::mem::replace(&mut self.translator.factory, InstructionInfoFactory::new());
+        let mut builder = Builder {
+            asm: Asm::default(),
+            factory: &mut factory,
+            wide,
+            start,
+            offset: start,
+            len: 0,
+            stubs: Vec::new(),
+            sites: Vec::new(),
+            first_site: self.translator.sites.len() as u32,
+            version: block.version,
+            flags: Place { host: false, memory: true },
+            vector: 0,
+        };
+        builder.build(block, items, needed);
+        let Builder { asm, mut sites, .. } = builder;
+        self.translator.factory = factory;
+        let t = &mut *self.translator;
+        let place =
+            (t.sites.len() + sites.len() <= super::SITES_MAX).then(|| t.area.push(&asm.bytes)).flatten();
+        let entry = place.ok_or(Full)?;
+        let base = t.area.offset_of(entry) as u32;
+        for site in &mut sites {
+            site.version = block.version;
+            (site.host, site.retry, site.resume) = (site.host + base, site.retry + base, site.resume + base);
+        }
+        t.sites.append(&mut sites);
+        block.code_at = entry;
+        self.counters.add(crate::vm::count::BLOCKS_TRANSLATED, 1);
+        Ok(true)
+    }
+
+    /// Lets other translations find the one of the block at RIP.
+    pub(crate) fn announce(&mut self, code: *const u8) {
+        if !self.is_linkable() {
+            return;
+        }
+        let (rip, key) = (self.rip, self.fast.key);
+        let index = super::Translator::jump_index(rip, self.fast.jump_hash);
+        self.translator.jumps[index] = Jump { rip, key, code, page: rip & !0xfff };
+    }
+}
+
+impl Item {
+    fn end(&self) -> usize {
+        usize::from(self.offset) + self.instruction.len()
+    }
+
+    /// Where a direct branch leads, in bytes from the start of the page.
+    fn target(&self) -> Option<i64> {
+        let near = matches!(self.instruction.op0_kind(), OpKind::NearBranch32 | OpKind::NearBranch64);
+        let relative = match self.instruction.op0_kind() {
+            OpKind::NearBranch32 => i64::from(self.instruction.near_branch_target() as u32 as i32),
+            _ => self.instruction.near_branch_target() as i64,
+        };
+        near.then(|| relative + i64::from(self.offset))
+    }
+}
+
+/// Which flags are needed after the block, and the ranges of the page that were looked at to know.
+fn ends(items: &[Item], page: &[u8; PAGE], bits: u32) -> (u32, Vec<std::ops::Range<usize>>) {
+    let Some(last) = items.last() else { return (flags::ALL, Vec::new()) };
+    let next = last.end() as i64;
+    let targets = match last.form {
+        Form::Branch(_) => vec![last.target(), Some(next)],
+        Form::Jump | Form::Call => vec![last.target()],
+        _ if last.instruction.flow_control() == FlowControl::Next => vec![Some(next)],
+        _ => vec![None],
+    };
+    let mut needed = 0;
+    let mut looked = Vec::new();
+    for target in targets {
+        let within = target.and_then(|t| usize::try_from(t).ok()).filter(|t| *t < PAGE);
+        let Some(at) = within else { return (flags::ALL, Vec::new()) };
+        let (some, len) = flags::needed_at(&page[at..], bits);
+        needed |= some;
+        if len > 0 {
+            looked.push(at..at + len);
+        }
+    }
+    (needed, looked)
+}
+
+impl Builder<'_> {
+    fn build(&mut self, block: &Block, items: &[Item], needed: u32) {
+        let mut live = vec![needed; items.len() + 1];
+        for (n, item) in items.iter().enumerate().rev() {
+            live[n] = item.uses.before(live[n + 1]);
+        }
+        self.enter(block, items.len());
+        for (n, item) in items.iter().enumerate() {
+            self.item(item, live[n], live[n + 1]);
+        }
+        if let Some(last) = items.last()
+            && !matches!(
+                last.form,
+                Form::Jump
+                    | Form::Branch(_)
+                    | Form::Call
+                    | Form::CallIndirect
+                    | Form::JumpIndirect
+                    | Form::Return
+            )
+        {
+            if live[items.len()] != 0 {
+                self.keep_flags();
+            }
+            self.go_to(last.end() as i32);
+        }
+        self.out_of_line();
+    }
+
+    /// The start of every translation: attention, version, count.
+    fn enter(&mut self, block: &Block, count: usize) {
+        self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, attention))));
+        self.asm.mi32(group::CMP, at(A, 0), 0);
+        let hole = self.asm.jcc(cond::NOT_EQUAL);
+        let site = self.site(Site::new(Kind::Attention, self.start));
+        self.stubs.push(Stub::Exit { hole, site });
+        self.asm.mov_i64(A, block.code.wrapping_byte_add(CodePage::VERSION_OFFSET) as u64);
+        self.asm.mi32(group::CMP, at(A, 0), block.version as i32);
+        let hole = self.asm.jcc(cond::NOT_EQUAL);
+        let site = self.site(Site::new(Kind::Stale, self.start));
+        self.stubs.push(Stub::Exit { hole, site });
+        self.asm.add_mi(state(fast(offset_of!(Fast, translated))), count as i8);
+    }
+
+    fn item(&mut self, item: &Item, before: u32, after: u32) {
+        (self.offset, self.len) = (item.offset, item.instruction.len() as u16);
+        let mark = Mark {
+            bytes: self.asm.len(),
+            stubs: self.stubs.len(),
+            sites: self.sites.len(),
+            flags: self.flags,
+            vector: self.vector,
+        };
+        let first = mark.stubs;
+        if self.form(item, before, after).is_none() {
+            self.undo(mark);
+            self.keep_flags();
+            self.interpret();
+            self.flags = Place { host: false, memory: true };
+        }
+        let load_after = self.flags.host && after != 0;
+        let here = self.asm.len();
+        for stub in &mut self.stubs[first..] {
+            if let Stub::Slow { resume, load, .. } = stub {
+                (*resume, *load) = (here, load_after);
+            }
+        }
+    }
+
+    fn undo(&mut self, mark: Mark) {
+        self.asm.bytes.truncate(mark.bytes);
+        self.stubs.truncate(mark.stubs);
+        self.sites.truncate(mark.sites);
+        (self.flags, self.vector) = (mark.flags, mark.vector);
+    }
+
+    fn form(&mut self, item: &Item, before: u32, after: u32) -> Option<()> {
+        let i = &item.instruction;
+        match item.form {
+            Form::Nothing => return Some(()),
+            Form::Copy(copied) => return self.copied(i, copied, before),
+            Form::Lea => return self.load_address(i),
+            Form::Interpret => return None,
+            _ => {}
+        }
+        if before != 0 {
+            self.keep_flags();
+        }
+        if let Form::Branch(condition) = item.form {
+            if !self.flags.host {
+                self.asm.load_flags(state(fast(offset_of!(Fast, status))), A);
+            }
+            return self.branch(condition, item.target()?);
+        }
+        debug_assert_eq!(before, after);
+        self.flags.host = false;
+        match item.form {
+            Form::Push => self.push(i),
+            Form::Pop => self.pop(i),
+            Form::Leave => self.leave(),
+            Form::Return => self.ret(i),
+            Form::Call => self.call(item.target()?)?,
+            Form::Jump => self.go_to(i32::try_from(item.target()?).ok()?),
+            Form::CallIndirect => self.call_indirect(i)?,
+            Form::JumpIndirect => self.jump_indirect(i)?,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn copied(&mut self, i: &Instruction, copied: Copied, before: u32) -> Option<()> {
+        let unit = vector::bit(copied.unit) & !self.vector;
+        if before != 0 && (unit != 0 || copied.len > 0) {
+            self.keep_flags();
+        }
+        if unit != 0 {
+            let retry = self.asm.len();
+            self.asm.test_mi8(state(fast(offset_of!(Fast, live))), unit);
+            let hole = self.asm.jcc(cond::EQUAL);
+            self.slow_at(hole, Kind::Vector(unit), retry);
+            self.vector |= unit;
+            self.flags.host = false;
+        }
+        let memory = match copied.len {
+            0 => None,
+            len => {
+                let address = Address::of(i, self.wide, self.offset, false)?;
+                self.flags.host = false;
+                Some(self.lookup(address, len, copied.write))
+            }
+        };
+        if before != 0 && !self.flags.host {
+            self.asm.load_flags(state(fast(offset_of!(Fast, status))), B);
+            self.flags.host = true;
+        }
+        let place = self.emit_copy(i, memory)?;
+        if copied.raises {
+            let mut site = Site::new(Kind::Native, self.offset);
+            (site.host, site.flags_live) = (place as u32, self.flags.host);
+            self.site(site);
+        }
+        if i.rflags_modified() & flags::ALL != 0 {
+            self.flags = Place { host: true, memory: false };
+        }
+        Some(())
+    }
+
+    /// LEA. Flags stay.
+    fn load_address(&mut self, i: &Instruction) -> Option<()> {
+        let address = Address::of(i, self.wide, self.offset, true)?;
+        let to = i.op0_register();
+        let guest = to.full_register().number() as u8;
+        let resident = super::copy::is_resident(guest);
+        let wide = match to.size() {
+            8 => true,
+            4 => false,
+            _ => return None,
+        };
+        let scratch = if resident || !wide { A } else { host_of(guest) };
+        self.effective(scratch, address);
+        match (resident, wide) {
+            (true, true) => self.asm.rm(op::MOV_STORE, A, super::copy::resident(guest)),
+            (true, false) => {
+                self.asm.rr32(op::MOV, A, A);
+                self.asm.rm(op::MOV_STORE, A, super::copy::resident(guest));
+            }
+            (false, true) => {}
+            (false, false) => self.asm.rr32(op::MOV, host_of(guest), A),
+        }
+        Some(())
+    }
+
+    /// Makes sure that flags are in the state block.
+    fn keep_flags(&mut self) {
+        if self.flags.host && !self.flags.memory {
+            self.asm.spill_flags(state(fast(offset_of!(Fast, status))), A);
+            self.flags.memory = true;
+        }
+    }
+
+    /// Adds a site; its number.
+    pub(super) fn site(&mut self, site: Site) -> u32 {
+        self.sites.push(Site { version: self.version, ..site });
+        self.first_site + self.sites.len() as u32 - 1
+    }
+
+    /// The slow path of the instruction at hand is taken by `hole`.
+    pub(super) fn slow_at(&mut self, hole: Hole, kind: Kind, retry: usize) {
+        let mut site = Site::new(kind, self.offset);
+        site.retry = retry as u32;
+        let site = self.site(site);
+        self.stubs.push(Stub::Slow { hole, site, resume: 0, load: false });
+    }
+
+    /// Lets the interpreter do the instruction at hand.
+    fn interpret(&mut self) {
+        let mut site = Site::new(Kind::Call, self.offset);
+        let retry = self.asm.len() as u32;
+        let number = self.site(site);
+        self.asm.mov_mi32(state(fast(offset_of!(Fast, site))), number);
+        self.asm.jmp_m(state(fast(offset_of!(Fast, slow))));
+        (site.retry, site.resume) = (retry, self.asm.len() as u32);
+        if let Some(last) = self.sites.last_mut() {
+            *last = Site { version: self.version, ..site };
+        }
+    }
+
+    fn out_of_line(&mut self) {
+        let status = state(fast(offset_of!(Fast, status)));
+        let number = state(fast(offset_of!(Fast, site)));
+        for stub in std::mem::take(&mut self.stubs) {
+            match stub {
+                Stub::Slow { hole, site, resume, load } => {
+                    self.asm.here(hole);
+                    self.asm.mov_mi32(number, site);
+                    self.asm.jmp_m(state(fast(offset_of!(Fast, slow))));
+                    let place = &mut self.sites[(site - self.first_site) as usize].resume;
+                    *place = resume as u32;
+                    if load {
+                        *place = self.asm.len() as u32;
+                        self.asm.load_flags(status, B);
+                        let back = self.asm.jmp();
+                        self.asm.fill(back, resume);
+                    }
+                }
+                Stub::Exit { hole, site } => {
+                    self.asm.here(hole);
+                    let offset = self.sites[(site - self.first_site) as usize].offset;
+                    self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, page))));
+                    self.asm.rm(op::LEA, A, at(A, offset.into()));
+                    self.leave_to_a(site);
+                }
+                Stub::NotFound { hole, reload } => {
+                    self.asm.here(hole);
+                    if reload {
+                        self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, rip) as i32));
+                    }
+                    self.leave_to_a(LOOKED_UP);
+                }
+            }
+        }
+    }
+
+    fn leave_to_a(&mut self, site: u32) {
+        self.asm.rm(op::MOV_STORE, A, state(offset_of!(Cpu, rip)));
+        self.asm.mov_mi32(state(fast(offset_of!(Fast, site))), site);
+        self.asm.jmp_m(state(fast(offset_of!(Fast, leave))));
+    }
+}

@@ -1,0 +1,198 @@
+//! Address lookup: from a guest's memory operand to the host's.
+//!
+//! In line, two scratch registers: the TLB entry of the first byte's page, the tag of the last byte's page, one comparison. So an access
+//! that crosses a page misses, as does one to a device, to a page that must be told of writes, or without permission. The tag
+//! is compared, never assumed: whatever address a guest makes, what is accessed is what the TLB gave out for that very page.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, Register};
+use umbra_x86::segment::{Segment, sreg};
+
+use super::asm::{A, B, Mem, Reg, at, cond, group, op, state};
+use super::block::Builder;
+use super::copy::{host_of, is_resident, resident};
+use super::site::Kind;
+use crate::cpu::Cpu;
+use crate::exec::Fast;
+use crate::mmu::{ENTRIES, Entry};
+use crate::operand::segment_number;
+
+/// How an effective address is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Address {
+    /// A register and a displacement.
+    Near { base: Reg, disp: i32 },
+    /// Relative to the page of the code.
+    Page { disp: i32 },
+    /// What one LEA computes, 32 bits wide if narrow.
+    Direct { mem: Mem, narrow: bool },
+    /// Anything else: computed once, and kept in the state block.
+    Kept { base: Option<u8>, index: Option<(u8, u8)>, disp: i32, narrow: bool, segment: Option<usize> },
+}
+
+/// An operand of host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HostOperand {
+    pub base: Reg,
+    pub index: Option<Reg>,
+    pub disp: i32,
+}
+
+/// A word of [`Fast`].
+pub(super) const fn fast(offset: usize) -> usize {
+    offset_of!(Cpu, fast) + offset
+}
+
+impl Address {
+    /// The address of the memory operand of `i`, which starts `offset` bytes into its page; with `plain`, without its segment. `None` if
+    /// it is none that a translation computes.
+    pub(super) fn of(i: &Instruction, wide: bool, offset: u16, plain: bool) -> Option<Self> {
+        let segment = match segment_number(i.memory_segment()).filter(|_| !plain) {
+            Some(n @ (sreg::FS | sreg::GS)) if wide => Some(n),
+            Some(sreg::FS | sreg::GS) => return None,
+            Some(sreg::CS) if !wide => return None,
+            _ => None,
+        };
+        let (base, index) = (i.memory_base(), i.memory_index());
+        if base == Register::RIP {
+            // Instructions are decoded at address zero.
+            let disp = (i.ip_rel_memory_address() as i64).checked_add(offset.into())?;
+            let disp = i32::try_from(disp).ok()?;
+            return segment.is_none().then_some(Self::Page { disp });
+        }
+        let is = |r: Register, kind: fn(Register) -> bool| r == Register::None || kind(r);
+        let bare = base == Register::None && index == Register::None;
+        let (disp, narrow) = if wide
+            && is(base, Register::is_gpr64)
+            && is(index, Register::is_gpr64)
+            && (!bare || i.memory_displ_size() == 8)
+        {
+            (i32::try_from(i.memory_displacement64() as i64).ok()?, false)
+        } else if is(base, Register::is_gpr32)
+            && is(index, Register::is_gpr32)
+            && (!bare || i.memory_displ_size() == 4)
+        {
+            (i.memory_displacement64() as u32 as i32, true)
+        } else {
+            return None;
+        };
+        let number = |r: Register| (r != Register::None).then(|| r.full_register().number() as u8);
+        let (base, index) = (number(base), number(index));
+        let index = index.map(|n| (n, i.memory_index_scale().trailing_zeros() as u8));
+        let kept =
+            segment.is_some() || base.is_some_and(is_resident) || index.is_some_and(|n| is_resident(n.0));
+        Some(match (base, index) {
+            _ if kept => Self::Kept { base, index, disp, narrow, segment },
+            (Some(base), None) if !narrow => Self::Near { base: host_of(base), disp },
+            _ => {
+                let index = index.map(|(n, shift)| (host_of(n), shift));
+                Self::Direct { mem: Mem { gs: false, base: base.map(host_of), index, disp }, narrow }
+            }
+        })
+    }
+}
+
+impl Builder<'_> {
+    /// `lea to, [mem]`, 32 bits wide if narrow.
+    fn lea(&mut self, to: Reg, mem: Mem, narrow: bool) {
+        if narrow { self.asm.rm32(op::LEA, to, mem) } else { self.asm.rm(op::LEA, to, mem) }
+    }
+
+    /// The effective address, `beyond` bytes further, into `to`. Status flags stay, but with a segment.
+    pub(super) fn effective(&mut self, to: Reg, address: Address) {
+        match address {
+            Address::Near { base, disp } => self.asm.rm(op::LEA, to, at(base, disp)),
+            Address::Page { disp } => {
+                self.asm.rm(op::MOV, to, state(fast(offset_of!(Fast, page))));
+                self.asm.rm(op::LEA, to, at(to, disp));
+            }
+            Address::Direct { mem, narrow } => self.lea(to, mem, narrow),
+            Address::Kept { base, index, disp, narrow, segment } => {
+                let mut load = |n: u8, scratch: Reg| {
+                    if !is_resident(n) {
+                        return host_of(n);
+                    }
+                    self.asm.rm(op::MOV, scratch, resident(n));
+                    scratch
+                };
+                let base = base.map(|n| load(n, A));
+                let index = index.map(|(n, shift)| (load(n, B), shift));
+                self.lea(to, Mem { gs: false, base, index, disp }, narrow);
+                if let Some(n) = segment {
+                    let base = offset_of!(Cpu, seg) + n * size_of::<Segment>() + offset_of!(Segment, base);
+                    self.asm.rm(op::ADD, to, state(base));
+                }
+            }
+        }
+    }
+
+    /// Looks up `len` bytes for the instruction at hand; afterwards the operand is where this says, B is free and flags are
+    /// lost. What the slow path does is in the site of this kind that is made.
+    pub(super) fn lookup(&mut self, address: Address, len: u8, write: bool) -> HostOperand {
+        const INDEX: i32 = ((ENTRIES - 1) << 5) as i32;
+        const _: () = assert!(size_of::<Entry>() == 1 << 5);
+        let retry = self.asm.len();
+        let beyond = i32::from(len) - 1;
+        let kept = state(fast(offset_of!(Fast, address)));
+        match address {
+            Address::Near { .. } => self.effective(B, address),
+            _ => {
+                self.effective(A, address);
+                if matches!(address, Address::Kept { .. }) {
+                    self.asm.rm(op::MOV_STORE, A, kept);
+                }
+                self.asm.rr(op::MOV, B, A);
+            }
+        }
+        self.asm.shift(group::SHR, B, 7);
+        self.asm.ri(group::AND, B, INDEX);
+        self.asm.rm(op::ADD, B, state(fast(offset_of!(Fast, tlb))));
+        match address {
+            Address::Near { base, disp } if disp.checked_add(beyond).is_some() => {
+                self.asm.rm(op::LEA, A, at(base, disp + beyond));
+            }
+            Address::Near { .. } => {
+                self.effective(A, address);
+                self.asm.rm(op::LEA, A, at(A, beyond));
+            }
+            _ if beyond != 0 => self.asm.rm(op::LEA, A, at(A, beyond)),
+            _ => {}
+        }
+        self.asm.ri(group::AND, A, -4096);
+        self.asm.rm(op::OR, A, state(fast(offset_of!(Fast, context))));
+        let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
+        self.asm.rm(op::CMP_STORE, A, at(B, tag as i32));
+        let hole = self.asm.jcc(cond::NOT_EQUAL);
+        self.slow_at(hole, Kind::Access { write }, retry);
+        let addend = at(B, offset_of!(Entry, addend) as i32);
+        match address {
+            Address::Near { base, disp } => {
+                self.asm.rm(op::MOV, A, addend);
+                HostOperand { base: A, index: Some(base), disp }
+            }
+            Address::Page { disp } => {
+                self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, page))));
+                self.asm.rm(op::ADD, A, addend);
+                HostOperand { base: A, index: None, disp }
+            }
+            Address::Direct { mem, narrow } => {
+                self.lea(A, mem, narrow);
+                self.asm.rm(op::ADD, A, addend);
+                HostOperand { base: A, index: None, disp: 0 }
+            }
+            Address::Kept { .. } => {
+                self.asm.rm(op::MOV, A, kept);
+                self.asm.rm(op::ADD, A, addend);
+                HostOperand { base: A, index: None, disp: 0 }
+            }
+        }
+    }
+}
+
+impl HostOperand {
+    /// As the assembler has it.
+    pub(super) fn mem(self) -> Mem {
+        Mem { gs: false, base: Some(self.base), index: self.index.map(|r| (r, 0)), disp: self.disp }
+    }
+}

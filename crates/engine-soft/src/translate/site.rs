@@ -1,0 +1,75 @@
+//! What is known of a place in a translation.
+
+use crate::decode::Block;
+
+/// The site of exits that looked an address up and did not find it.
+pub(super) const LOOKED_UP: u32 = 0;
+/// The site of exits by an exception of the host's processor.
+pub(super) const FAULTED: u32 = 1;
+
+/// The site of exits by the interpreter.
+pub(super) const INTERPRETED: u32 = 2;
+
+/// What happens there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An access that the TLB did not answer: it is filled and asked again, or the interpreter does the instruction.
+    Access {
+        /// It writes.
+        write: bool,
+    },
+    /// The interpreter does the instruction.
+    Call,
+    /// Vector registers are asked for; see `vector`.
+    Vector(u8),
+    /// The host's processor may raise an exception here, and nothing else happens.
+    Native,
+    /// An exit to an address in this page, which can be linked.
+    Link,
+    /// An exit because something wants attention.
+    Attention,
+    /// An exit because the code has changed.
+    Stale,
+    /// See [`LOOKED_UP`].
+    Jump,
+    /// See [`FAULTED`].
+    Fault,
+    /// See [`INTERPRETED`].
+    Exit,
+}
+
+/// A place in a translation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Site {
+    pub kind: Kind,
+    /// Status flags are the host's when the instruction runs.
+    pub flags_live: bool,
+    /// Where in its page the guest's instruction is (or, of an exit, where it leads).
+    pub offset: u16,
+    /// The version of the page that was translated.
+    pub version: u32,
+    /// Where the host's instruction is that may raise an exception, from the start of the area; of a link, its displacement; of a stale
+    /// block, its entry.
+    pub host: u32,
+    /// Where to try again.
+    pub retry: u32,
+    /// Where to go on after the interpreter did the instruction.
+    pub resume: u32,
+    /// The instruction as a block of its own, once it has been needed.
+    pub alone: *mut Block,
+}
+
+impl Site {
+    pub(super) fn new(kind: Kind, offset: u16) -> Self {
+        Self {
+            kind,
+            flags_live: false,
+            offset,
+            version: 0,
+            host: 0,
+            retry: 0,
+            resume: 0,
+            alone: std::ptr::null_mut(),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What translations call: a TLB fill, vector registers, or the interpreter for one instruction.
+
+use super::Translator;
+use super::site::{INTERPRETED, Kind, Site};
+use crate::cpu::Cpu;
+use crate::decode::Block;
+use crate::exec::Exit;
+use crate::fault::Fault;
+use crate::mmu::{Class, NO_CONTEXT};
+use crate::operand::is_canonical;
+use crate::vm::count;
+
+/// The slow path of the site in `Fast::site`. For an access, `tag` is what the TLB was asked for and `entry` the entry that was asked.
+/// Gives the host's address to go on at, or 0 to leave the translation, with `Fast::exit` set.
+///
+/// # Safety
+/// `enter::slow` calls it, with the state block stored.
+pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, tag: u64, entry: *const u8) -> usize {
+    // SAFETY: while a translation runs only it uses the state block, and it waits for this call.
+    let cpu = unsafe { &mut *cpu };
+    let number = cpu.fast.site as usize;
+    let site = cpu.translator.sites[number];
+    cpu.rip = cpu.fast.page | u64::from(site.offset);
+    match site.kind {
+        Kind::Access { write } if cpu.fill(tag, entry, write) => return cpu.translator.address(site.retry),
+        Kind::Vector(bit) => match cpu.wanted_vectors(bit) {
+            Ok(live) => {
+                cpu.fast.wanted = live;
+                return cpu.translator.address(site.retry);
+            }
+            Err(fault) => return cpu.leave_with(Exit::Fault, Some(fault)),
+        },
+        _ => {}
+    }
+    cpu.interpret(number, site)
+}
+
+impl Translator {
+    fn address(&self, offset: u32) -> usize {
+        self.area.address_of(offset as usize) as usize
+    }
+}
+
+impl Cpu {
+    /// Fills the TLB for an access. Whether asking again will find it.
+    fn fill(&mut self, tag: u64, entry: *const u8, write: bool) -> bool {
+        let linear = tag & !0xfff;
+        if self.fast.context == NO_CONTEXT || tag & 0xfff != self.fast.context || !is_canonical(linear) {
+            return false;
+        }
+        let asked = self.tlb.entry_of(self.fast.tlb_base, linear);
+        if !std::ptr::eq(asked.cast::<u8>(), entry) {
+            // It crosses a page.
+            return false;
+        }
+        let class = self.class();
+        debug_assert!(class as usize <= Class::SupervisorAc as usize);
+        if self.mode.code != 64 && linear > 0xffff_ffff || self.page(linear, class, write).is_err() {
+            return false;
+        }
+        // SAFETY: it is the address of an entry of this processor's TLB.
+        let asked = unsafe { *asked };
+        tag == if write { asked.write } else { asked.read }
+    }
+
+    fn leave_with(&mut self, exit: Exit, fault: Option<Fault>) -> usize {
+        if let Some(fault) = fault {
+            self.fast.fault = fault;
+        }
+        self.fast.exit = exit;
+        self.fast.site = INTERPRETED;
+        0
+    }
+
+    /// Lets the interpreter do the instruction that RIP is at.
+    fn interpret(&mut self, number: usize, site: Site) -> usize {
+        self.fast.interpreted += 1;
+        let epoch = self.cache.epoch;
+        let start = self.rip;
+        // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
+        let usable = !site.alone.is_null() && unsafe { (*site.alone).is_current() };
+        let block = match usable {
+            true => site.alone,
+            false => match self.look_up_block(true) {
+                Ok(block) => block,
+                Err(fault) => return self.leave_with(Exit::Fault, Some(fault)),
+            },
+        };
+        // SAFETY: as above, or it was looked up just now.
+        let is_same = unsafe { (*block).lasting && (*block).version == site.version };
+        if self.cache.epoch == epoch && is_same {
+            self.translator.sites[number].alone = block;
+        }
+        let first = Block::ops(block);
+        match (first.run)(self, first) {
+            // Devices may have been asked for, but nothing that empties the cache.
+            Exit::Fall if self.cache.epoch == epoch && is_same && site.resume != 0 => {
+                self.translator.address(site.resume)
+            }
+            Exit::Taken | Exit::Jump if !is_canonical(self.rip) || self.rip > self.fast.rip_max => {
+                self.rip = start;
+                self.leave_with(Exit::Fault, Some(Fault::GP0))
+            }
+            exit => self.leave_with(exit, None),
+        }
+    }
+
+    /// Forgets translations whose blocks have been forgotten. None may be running.
+    pub(super) fn sync_translator(&mut self) {
+        if self.fast.epoch != self.cache.epoch {
+            self.fast.epoch = self.cache.epoch;
+            self.translator.clear();
+            self.counters.add(count::CODE_CACHE_CLEARED, 1);
+        }
+    }
+}
