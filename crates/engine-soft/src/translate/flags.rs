@@ -28,7 +28,8 @@ impl Use {
     pub(super) const CALL: Self = Self { read: ALL, written: 0 };
 
     pub(super) fn of(i: &Instruction) -> Self {
-        if keeps_all_by_count(i) {
+        // What a division leaves in them is undefined, and in fact what was there.
+        if keeps_all_by_count(i) || matches!(i.mnemonic(), M::Div | M::Idiv) {
             return Self { read: ALL, written: 0 };
         }
         Self { read: i.rflags_read() & ALL, written: i.rflags_modified() & ALL }

@@ -59,7 +59,8 @@ impl Form {
         }
         if sys::handler(i.code()).is_some() || native::special(i.code()).is_some() {
             return match i.code() {
-                Code::VEX_Vzeroupper | Code::VEX_Vzeroall => Self::Copy(Copied::vector()),
+                // Elsewhere they reach the first eight registers only.
+                Code::VEX_Vzeroupper | Code::VEX_Vzeroall if cpu.mode.code == 64 => Self::Copy(Copied::vector()),
                 _ => Self::Interpret,
             };
         }
