@@ -152,6 +152,21 @@ impl KvmVcpu {
         Ok(None)
     }
 
+    /// Makes KVM turn a timer that has gone off since the last exit into an interrupt that waits, without executing anything: KVM does so only
+    /// on an entry, and until then no state shows it.
+    pub(crate) fn collect_timer(&mut self) -> Result<(), EngineError> {
+        let fd = Arc::clone(&self.fd);
+        let _waits = SignalWaits::new(&fd).map_err(EngineError::host("KVM_SET_SIGNAL_MASK"))?;
+        self.page.set_immediate_exit(false);
+        self.page.request_window(false);
+        match sys::run(&self.fd) {
+            Ok(()) if matches!(self.page.exit(), Exit::Interrupted) => Ok(()),
+            Ok(()) => Err(report::unexpected_exit(self, self.page.exit())),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => Ok(()),
+            Err(e) => Err(report::run_failed(self, &e)),
+        }
+    }
+
     fn handle(&mut self, exit: Exit, io: &dyn CpuIo) -> Result<Option<Halt>, EngineError> {
         if !matches!(exit, Exit::Interrupted | Exit::EndOfInterrupt(_)) {
             // KVM delivers what was acknowledged before anything else in the guest happens.

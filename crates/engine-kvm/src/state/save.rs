@@ -11,17 +11,23 @@ use super::{events, msrs, segments, xsave};
 use crate::sys;
 use crate::vcpu::KvmVcpu;
 
+/// Registers of the local APIC's page (SDM volume 3, table 12-1).
+const TIMER_INITIAL_COUNT: usize = 0x380;
+const TIMER_CURRENT_COUNT: usize = 0x390;
+
 /// The processor's whole state. Nothing of an instruction may be open.
 pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, EngineError> {
+    let (mut mp_state, mut lapic) = activity(vcpu)?;
+    if has_expired(&lapic) {
+        vcpu.collect_timer()?;
+        (mp_state, lapic) = activity(vcpu)?;
+    }
     let fd = &vcpu.fd;
-    // First: asking makes KVM act on INIT and SIPI that wait, which changes everything else.
-    let mp_state = ask("KVM_GET_MP_STATE", fd.get_mp_state())?.mp_state;
     let regs = ask("KVM_GET_REGS", fd.get_regs())?;
     let s = ask("KVM_GET_SREGS", fd.get_sregs())?;
     let debug = ask("KVM_GET_DEBUGREGS", fd.get_debug_regs())?;
     let xcrs = ask("KVM_GET_XCRS", fd.get_xcrs())?;
     let kvm_events = ask("KVM_GET_VCPU_EVENTS", fd.get_vcpu_events())?;
-    let lapic = ask("KVM_GET_LAPIC", fd.get_lapic())?;
     let page: Vec<u8> = lapic.regs.iter().map(|b| b.cast_unsigned()).collect();
     let mut image = vec![0; vcpu.shared.xsave_len];
     sys::get_xsave(fd, &mut image).map_err(EngineError::host("KVM_GET_XSAVE"))?;
@@ -59,6 +65,18 @@ pub(crate) fn save(vcpu: &mut KvmVcpu) -> Result<CpuState, EngineError> {
         state.set_msr(msr::IA32_TSC_DEADLINE, time.deadline);
     }
     Ok(state)
+}
+
+/// Whether the processor executes, and its local APIC. First of all: asking makes KVM act on INIT and SIPI that wait, which changes everything else.
+fn activity(vcpu: &KvmVcpu) -> Result<(u32, kvm_lapic_state), EngineError> {
+    let mp_state = ask("KVM_GET_MP_STATE", vcpu.fd.get_mp_state())?.mp_state;
+    Ok((mp_state, ask("KVM_GET_LAPIC", vcpu.fd.get_lapic())?))
+}
+
+/// Whether the timer was set and has counted to its end; its interrupt may have been delivered long ago, or not yet.
+fn has_expired(lapic: &kvm_lapic_state) -> bool {
+    let count = |at: usize| lapic.regs.get(at..at + 4).is_some_and(|bytes| bytes.iter().any(|b| *b != 0));
+    count(TIMER_INITIAL_COUNT) && !count(TIMER_CURRENT_COUNT)
 }
 
 fn save_msrs(vcpu: &KvmVcpu, state: &mut CpuState) -> Result<(), EngineError> {

@@ -139,6 +139,28 @@ fn a_counting_apic_timer_moves_to_another_machine() {
     });
 }
 
+#[test]
+fn a_timer_that_goes_off_while_the_machine_stands_is_not_lost() {
+    let Some(engine) = engine("a_timer_that_goes_off_while_the_machine_stands_is_not_lost") else { return };
+    let code = [
+        wrmsr(LVT_TIMER, 0x43),
+        wrmsr(DIVIDE, 0xb),
+        wrmsr(INITIAL_COUNT, 20_000_000),
+        vec![0xe6, 0xf4],
+        WAIT.to_vec(),
+    ]
+    .concat();
+    let mut guest = Guest::real_mode(&engine, &code);
+    guest.run(&Io::default(), |_| ());
+    guest.stop();
+    let before = guest.vcpus[0].save().unwrap();
+    std::thread::sleep(Duration::from_millis(60));
+    let state = guest.vcpus[0].save().unwrap();
+    let page = &state.apic.as_ref().unwrap().page;
+    assert_eq!(page[0x220] >> 3 & 1, 1, "vector 0x43 is requested");
+    assert_eq!((state.rip, state.gpr), (before.rip, before.gpr), "nothing was executed for it");
+}
+
 /// The structure through which KVM tells a guest the time (Linux, "KVM-specific MSRs"), read as the guest would.
 fn kvm_clock(guest: &mut Guest, at: u64) -> u64 {
     let tsc = guest.vcpus[0].save().unwrap().tsc;
