@@ -24,6 +24,7 @@ pub struct SoftEngine {
     supported: CpuidTable,
     /// Frequency of the host's time-stamp counter in kHz.
     khz: u32,
+    translate_after: Option<u32>,
 }
 
 impl SoftEngine {
@@ -42,7 +43,13 @@ impl SoftEngine {
             ebx: BUS_KHZ,
             ..CpuidEntry::default()
         });
-        Ok(Self { supported, khz })
+        Ok(Self { supported, khz, translate_after: None })
+    }
+
+    /// How often a block runs in the interpreter before it is translated: `u32::MAX` for ever. For tests of one tier.
+    #[must_use]
+    pub fn translating_after(self, runs: u32) -> Self {
+        Self { translate_after: Some(runs), ..self }
     }
 }
 
@@ -56,7 +63,8 @@ impl Engine for SoftEngine {
     }
 
     fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>, EngineError> {
-        Ok(Arc::new(SoftVm::new(spec, self.supported.clone(), self.khz)?))
+        let vm = SoftVm::new(spec, self.supported.clone(), self.khz)?;
+        Ok(Arc::new(vm.translating_after(self.translate_after)))
     }
 }
 

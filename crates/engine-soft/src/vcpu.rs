@@ -40,6 +40,11 @@ impl SoftVcpu {
             }
         }
     }
+
+    /// See [`crate::SoftEngine::translating_after`].
+    pub(crate) fn translate_after(&mut self, runs: u32) {
+        self.cpu.translator.after = runs;
+    }
 }
 
 impl Drop for SoftVcpu {

@@ -15,6 +15,7 @@ use crate::vcpu::SoftVcpu;
 pub struct SoftVm {
     shared: Arc<Shared>,
     supported: CpuidTable,
+    translate_after: Option<u32>,
 }
 
 impl SoftVm {
@@ -28,7 +29,12 @@ impl SoftVm {
             let what = format!("the software engine runs at most {VCPUS_MAX} processors, not {vcpus_max}");
             return Err(EngineError::Unavailable(what));
         }
-        Ok(Self { shared: Shared::new(memory, clock, vcpus_max, khz), supported })
+        Ok(Self { shared: Shared::new(memory, clock, vcpus_max, khz), supported, translate_after: None })
+    }
+
+    /// See [`crate::SoftEngine::translating_after`].
+    pub(crate) fn translating_after(self, runs: Option<u32>) -> Self {
+        Self { translate_after: runs, ..self }
     }
 }
 
@@ -43,7 +49,11 @@ impl MsiSink for SoftVm {
 impl Vm for SoftVm {
     fn create_vcpu(&self, spec: VcpuSpec) -> Result<Box<dyn Vcpu>, EngineError> {
         check_shown(&spec.cpuid, &self.supported)?;
-        Ok(Box::new(SoftVcpu::new(self.shared.clone(), spec)?))
+        let mut cpu = SoftVcpu::new(self.shared.clone(), spec)?;
+        if let Some(runs) = self.translate_after {
+            cpu.translate_after(runs);
+        }
+        Ok(Box::new(cpu))
     }
 
     fn set_external_interrupt(&self, high: bool) {

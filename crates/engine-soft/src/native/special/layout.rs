@@ -8,6 +8,8 @@ use crate::cpu::Cpu;
 
 /// XMM registers in the legacy region.
 pub const XMM: usize = 160;
+/// Where they end.
+pub const XMM_END: usize = 416;
 /// Where the XSAVE header starts.
 pub const HEADER: usize = 512;
 /// Where the extended region starts.

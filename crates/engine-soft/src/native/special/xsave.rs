@@ -191,9 +191,7 @@ struct Header {
     compacted: Option<u64>,
 }
 
-fn header(cpu: &mut Cpu, i: &Instruction, linear: u64) -> Exec<Header> {
-    let mut bytes = [0; 64];
-    cpu.load_bytes(linear.wrapping_add(HEADER as u64), &mut bytes)?;
+fn header(cpu: &Cpu, i: &Instruction, bytes: &[u8; 64]) -> Exec<Header> {
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|b| bytes[n * 8 + b]));
     let (present, format) = (word(0), word(1));
     let supervisor = is_supervisor(i);
@@ -215,16 +213,21 @@ fn header(cpu: &mut Cpu, i: &Instruction, linear: u64) -> Exec<Header> {
 fn restore(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let (linear, set) = begin(cpu, i, false)?;
     let long = cpu.mode.code == 64;
-    let header = header(cpu, i, linear)?;
+    let mut bytes = [0; 64];
+    cpu.load_bytes(linear.wrapping_add(HEADER as u64), &mut bytes)?;
+    let format = u64::from_le_bytes(std::array::from_fn(|b| bytes[8 + b]));
+    let legacy = load_legacy(cpu, linear, set, format)?;
+    let header = header(cpu, i, &bytes)?;
     let loaded = set & header.present;
-    let mut legacy = [0; HEADER];
-    cpu.load_bytes(linear, &mut legacy)?;
     // Everything is read, and MXCSR checked, before anything changes.
     let mut parts = Vec::new();
     for p in places(&cpu.cpuid, header.compacted.unwrap_or(set), header.compacted.is_some()) {
         let mut data = vec![0; p.size];
-        if loaded >> p.number & 1 != 0 {
+        if set >> p.number & 1 != 0 {
             cpu.load_bytes(linear.wrapping_add(p.at as u64), &mut data)?;
+        }
+        if loaded >> p.number & 1 == 0 {
+            data.fill(0);
         }
         parts.push((p.number, data));
     }
@@ -246,6 +249,21 @@ fn restore(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
         layout::write(cpu, number, long, &data);
     }
     Ok(Flow::Next)
+}
+
+/// The legacy region. Processors read of it what is requested, present or not, before they check the header; the rest need not
+/// be accessible.
+fn load_legacy(cpu: &mut Cpu, linear: u64, set: u64, format: u64) -> Exec<[u8; HEADER]> {
+    let mut legacy = [0; HEADER];
+    let compacted = format & COMPACTED != 0;
+    let set = if compacted { set & format } else { set };
+    let has_mxcsr = set & if compacted { SSE } else { SSE | AVX } != 0;
+    let x87 = layout::X87.map(|range| (set & X87 != 0, range));
+    let others = [(has_mxcsr, 24..28), (set & SSE != 0, layout::XMM..layout::XMM_END)];
+    for (_, range) in x87.into_iter().chain(others).filter(|part| part.0) {
+        cpu.load_bytes(linear.wrapping_add(range.start as u64), &mut legacy[range])?;
+    }
+    Ok(legacy)
 }
 
 /// The standard form loads MXCSR with SSE or AVX, present or not; the compacted form treats it as part of SSE.
