@@ -102,6 +102,7 @@ impl Cpu {
         let n = std::mem::take(&mut self.fast.instructions) + translated;
         self.counters.add(count::INSTRUCTIONS, n);
         self.counters.add(count::TRANSLATED, translated);
+        self.counters.add(count::ENTERED, std::mem::take(&mut self.fast.entered));
         self.counters.add(count::INTERPRETED, std::mem::take(&mut self.fast.interpreted));
     }
 }

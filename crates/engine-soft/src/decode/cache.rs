@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
+use std::time::{Duration, Instant};
 
 use iced_x86::Instruction;
 use umbra_memory::CodePage;
@@ -10,14 +11,18 @@ use crate::exec::{Op, OpRef};
 
 /// The most instructions of a block: keeps the wait for attention and the stack of a debug build short.
 pub(crate) const INSTRUCTIONS_MAX: usize = 64;
-/// Eight-byte words for blocks of one processor: 12 MiB, which a Linux guest's start-up fits a few times over.
-const ARENA_WORDS_MAX: usize = 12 << 17;
-/// Of all processors of a machine, which mostly run the same code...
-const ARENAS_WORDS: usize = 24 << 17;
+/// Eight-byte words for blocks of one processor at first: 12 MiB, which the start of a Linux guest fits once or twice...
+const WORDS_FIRST: usize = 12 << 17;
+/// ... and at last: 96 MiB.
+const WORDS_LAST: usize = 96 << 17;
+/// Processors of one machine mostly run the same code, and share twice that...
+const SHARE: usize = 2;
 /// ... down to 2 MiB each.
-const ARENA_WORDS_MIN: usize = 2 << 17;
+const WORDS_MIN: usize = 2 << 17;
+/// A cache that fills again within this time is too small.
+const SOON: Duration = Duration::from_secs(3);
 /// Sets of the table by physical address.
-const SETS: usize = 1 << 14;
+const SETS: usize = 1 << 15;
 /// Blocks of a set, which is a cache line.
 const WAYS: usize = 4;
 /// Entries of the table by linear address.
@@ -151,6 +156,10 @@ impl Set {
 /// Decoded blocks of one processor.
 pub struct Cache {
     arena: Box<[MaybeUninit<u64>]>,
+    /// Words of it that may be used for now.
+    limit: usize,
+    /// When those were last all used.
+    filled: Option<Instant>,
     used: usize,
     table: Box<[Set]>,
     /// Which block of a full set goes next.
@@ -173,9 +182,12 @@ unsafe impl Send for Cache {}
 impl Cache {
     /// An empty cache for one of `processors`.
     pub fn new(processors: usize) -> Box<Self> {
-        let words = ARENAS_WORDS / processors.max(1);
+        let share = |words: usize| (words * SHARE / processors.max(1)).clamp(WORDS_MIN, words);
         Box::new(Self {
-            arena: Box::new_uninit_slice(words.clamp(ARENA_WORDS_MIN, ARENA_WORDS_MAX)),
+            // Memory comes as it is used.
+            arena: Box::new_uninit_slice(share(WORDS_LAST)),
+            limit: share(WORDS_FIRST),
+            filled: None,
             used: BLOCK_WORDS_MAX,
             table: vec![Set::NONE; SETS].into(),
             victim: 0,
@@ -194,6 +206,17 @@ impl Cache {
         self.table.fill(Set::NONE);
         self.jumps.fill(Link::NONE);
         self.epoch += 1;
+    }
+
+    /// All that may be used is: allows more if that happens often, or forgets all blocks.
+    fn make_room(&mut self) {
+        let now = Instant::now();
+        let soon = self.filled.replace(now).is_some_and(|before| now.duration_since(before) < SOON);
+        if soon && self.limit < self.arena.len() {
+            self.limit = (2 * self.limit).min(self.arena.len());
+        } else {
+            self.clear();
+        }
     }
 
     fn jump_index(rip: u64, key: u64) -> usize {
@@ -248,8 +271,8 @@ impl Cache {
         let each = size_of::<Op>() / 8;
         let words = head + parts.ops.len() * each + parts.instructions.len() * INSTRUCTION_WORDS;
         debug_assert!(words <= BLOCK_WORDS_MAX);
-        if !passing && self.used + words > self.arena.len() {
-            self.clear();
+        if !passing && self.used + words > self.limit {
+            self.make_room();
         }
         let start = if passing { 0 } else { self.used };
         if !passing {

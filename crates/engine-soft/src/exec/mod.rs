@@ -88,6 +88,8 @@ pub struct Fast {
     /// The table of translations by linear address, and what of the key goes into a place in it.
     pub(crate) jumps: *const Jump,
     pub(crate) jump_hash: u64,
+    /// What code that is there in every context is looked up under.
+    pub(crate) global_key: u64,
     /// An address that is looked up, and the target of an indirect call.
     pub(crate) address: u64,
     pub(crate) target: u64,
@@ -107,6 +109,8 @@ pub struct Fast {
     /// Guest instructions of blocks that were entered as translations, and how many of them the interpreter did.
     pub(crate) translated: u64,
     pub(crate) interpreted: u64,
+    /// How often translations were entered from the run loop.
+    pub(crate) entered: u64,
 }
 
 impl Default for Fast {
@@ -130,6 +134,7 @@ impl Default for Fast {
             attention: null(),
             jumps: null(),
             jump_hash: 0,
+            global_key: 0,
             address: 0,
             target: 0,
             slow: 0,
@@ -142,6 +147,7 @@ impl Default for Fast {
             epoch: 0,
             translated: 0,
             interpreted: 0,
+            entered: 0,
         }
     }
 }

@@ -113,7 +113,8 @@ impl Cpu {
         }
         let key = u64::from(self.tlb.generation) << 32 | self.tlb.context << 16 | u64::from(user) << 8;
         self.fast.key = key | u64::from(self.mode.block_key());
-        self.fast.jump_hash = translate::hash_of(self.fast.key);
+        self.fast.global_key = translate::global_key(self.fast.key);
+        self.fast.jump_hash = if user { translate::hash_of(self.fast.key) } else { 0 };
     }
 
     /// The class of accesses at the current privilege.

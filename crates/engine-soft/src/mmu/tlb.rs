@@ -13,7 +13,7 @@ use umbra_x86::paging::Paging;
 use super::modify::Modify;
 
 /// Entries of one class.
-pub(crate) const ENTRIES: usize = 512;
+pub(crate) const ENTRIES: usize = 1024;
 /// Entries of one class for instruction fetches.
 pub(crate) const FETCH_ENTRIES: usize = 128;
 /// A context number that no entry has: accesses then all take the slow path.
@@ -54,10 +54,12 @@ pub(crate) struct FetchEntry {
     pub host: *const u8,
     /// What is remembered of code on it.
     pub code: *const CodePage,
+    /// It is there in every context.
+    pub global: bool,
 }
 
 impl FetchEntry {
-    const NONE: Self = Self { tag: 0, gpa: 0, host: null(), code: null() };
+    const NONE: Self = Self { tag: 0, gpa: 0, host: null(), code: null(), global: false };
 }
 
 /// The software TLB of one processor.
@@ -80,10 +82,33 @@ pub struct Tlb {
     pool: [(u16, u64); POOL],
     pool_next: usize,
     context_next: u64,
-    /// Pages of code that have been looked up since `generation` last moved, hashed to a bit each.
-    code_pages: [u64; 64],
-    /// Regions of 2 MiB and 1 GiB that may have entries cut from large pages, hashed to a bit each.
-    large: [u64; 2],
+    /// Pages of code that have been looked up since `generation` last moved.
+    code_pages: Marks,
+    /// Regions of 2 MiB and 1 GiB that may have entries cut from large pages.
+    large: [Marks; 2],
+}
+
+/// A set of numbers, each hashed to a bit: it may hold more than was put in, never less. So large that it seldom does: whatever
+/// it holds by mistake makes the flush of a page dear.
+struct Marks([u64; 512]);
+
+impl Marks {
+    const NONE: Self = Self([0; 512]);
+
+    fn place(number: u64) -> (usize, u64) {
+        let hash = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
+        ((hash >> 6) as usize, 1 << (hash & 63))
+    }
+
+    fn insert(&mut self, number: u64) {
+        let (word, bit) = Self::place(number);
+        self.0[word] |= bit;
+    }
+
+    fn holds(&self, number: u64) -> bool {
+        let (word, bit) = Self::place(number);
+        self.0[word] & bit != 0
+    }
 }
 
 // SAFETY: the pointers lead into guest memory and its tracking, which `Shared::memory` keeps alive and any thread may use.
@@ -108,8 +133,8 @@ impl Tlb {
             pool: [(0, 1); POOL],
             pool_next: 0,
             context_next: 2,
-            code_pages: [0; 64],
-            large: [0; 2],
+            code_pages: Marks::NONE,
+            large: [Marks::NONE, Marks::NONE],
         })
     }
 
@@ -126,26 +151,19 @@ impl Tlb {
     /// Makes every address of code be looked up anew.
     pub(crate) fn code_moved(&mut self) {
         self.generation = self.generation.wrapping_add(1);
-        self.code_pages = [0; 64];
-    }
-
-    /// The word and bit of a page in `code_pages`.
-    fn code_bit(linear: u64) -> (usize, u64) {
-        let hash = (linear >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
-        ((hash >> 6) as usize, 1 << (hash & 63))
+        self.code_pages = Marks::NONE;
     }
 
     /// Notes that code at `linear` has been looked up, so that a flush of its page must make it be looked up anew.
     pub(crate) fn note_code(&mut self, linear: u64) {
-        let (word, bit) = Self::code_bit(linear);
-        self.code_pages[word] |= bit;
+        self.code_pages.insert(linear >> 12);
     }
 
     fn fresh(&mut self) -> u64 {
         if self.context_next >= NO_CONTEXT {
             self.entries.fill(Entry::NONE);
             self.fetch.fill(FetchEntry::NONE);
-            self.large = [0; 2];
+            self.large = [Marks::NONE, Marks::NONE];
             self.pool = [(0, NO_CONTEXT); POOL];
             self.context_next = 1;
             self.code_moved();
@@ -159,7 +177,9 @@ impl Tlb {
         let context = self.fresh();
         self.pool = [(pcid, context); POOL];
         self.context = context;
-        self.large = [0; 2];
+        self.large = [Marks::NONE, Marks::NONE];
+        // Global pages of code are found in any context.
+        self.code_moved();
     }
 
     /// Forgets `pcid`; it is not the current one.
@@ -186,15 +206,11 @@ impl Tlb {
         self.context = context;
     }
 
-    fn large_bit(linear: u64, shift: u32) -> u64 {
-        1 << ((linear >> shift).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
-    }
-
     /// Notes that the entry of `linear` is cut from a page of `page_len` bytes.
     pub(super) fn note_large(&mut self, linear: u64, page_len: u64) {
-        for (bits, shift) in self.large.iter_mut().zip(LARGE) {
+        for (marks, shift) in self.large.iter_mut().zip(LARGE) {
             if page_len > 4096 && page_len <= 1 << shift || page_len == 1 << 22 && shift == 30 {
-                *bits |= Self::large_bit(linear, shift);
+                marks.insert(linear >> shift);
                 return;
             }
         }
@@ -205,9 +221,8 @@ impl Tlb {
         let region = LARGE
             .iter()
             .rev()
-            .find(|s| self.large[usize::from(**s == 30)] & Self::large_bit(linear, **s) != 0);
-        let (word, bit) = Self::code_bit(linear);
-        if region.is_some() || self.code_pages[word] & bit != 0 {
+            .find(|s| self.large[usize::from(**s == 30)].holds(linear >> **s));
+        if region.is_some() || self.code_pages.holds(linear >> 12) {
             self.code_moved();
         }
         if let Some(shift) = region {

@@ -32,6 +32,8 @@ pub(crate) struct Fetch {
     pub host: *const u8,
     /// What is remembered of code on its page; null for devices.
     pub code: *const CodePage,
+    /// It is there in every context.
+    pub global: bool,
 }
 
 impl Cpu {
@@ -107,18 +109,19 @@ impl Cpu {
         let offset = linear & 0xfff;
         if entry.tag == tag {
             let host = entry.host.wrapping_add(offset as usize);
-            return Ok(Fetch { gpa: entry.gpa | offset, host, code: entry.code });
+            return Ok(Fetch { gpa: entry.gpa | offset, host, code: entry.code, global: entry.global });
         }
         let class = if user { Class::User } else { Class::Supervisor };
         let t = self.walk(linear, class, Kind::Fetch)?;
-        let none = Fetch { gpa: t.gpa, host: null_mut(), code: null_mut() };
+        let none = Fetch { gpa: t.gpa, host: null_mut(), code: null_mut(), global: false };
         let Some((host, _)) = self.host_of(t.gpa) else { return Ok(none) };
         let Some(code) = self.shared.memory.code_page(t.gpa) else { return Ok(none) };
         let page = host.wrapping_sub(offset as usize);
-        self.tlb.fetch[index] = FetchEntry { tag, gpa: t.gpa & !0xfff, host: page, code };
+        let global = t.global;
+        self.tlb.fetch[index] = FetchEntry { tag, gpa: t.gpa & !0xfff, host: page, code, global };
         if self.tlb.is_paged() {
             self.tlb.note_large(linear, t.page_len);
         }
-        Ok(Fetch { gpa: t.gpa, host, code })
+        Ok(Fetch { gpa: t.gpa, host, code, global })
     }
 }

@@ -31,7 +31,7 @@ impl Pool {
     const fn slot_size(self) -> usize {
         match self {
             Self::Thunks => 512 << 10,
-            Self::Blocks => 16 << 20,
+            Self::Blocks => 64 << 20,
         }
     }
 

@@ -11,8 +11,7 @@ use super::flags::{self, Place, Use};
 use super::form::{Copied, Form};
 use super::memory::{Address, fast};
 use super::site::{Kind, LOOKED_UP, Site};
-use super::vector;
-use super::{Full, Jump};
+use super::{Full, Jump, validate, vector};
 use crate::cpu::Cpu;
 use crate::decode::{Block, INSTRUCTIONS_MAX};
 use crate::exec::Fast;
@@ -27,8 +26,10 @@ pub(super) enum Stub {
     Slow { hole: Hole, site: u32, resume: usize, load: bool },
     /// Leaves by a site, to the address in its page that it says.
     Exit { hole: Hole, site: u32 },
-    /// Leaves to the address in A (or, reloaded, where B points) that is not in the table.
-    NotFound { hole: Hole, reload: bool },
+    /// Leaves to the address in A that is not in the table.
+    NotFound { hole: Hole },
+    /// Compares the key of the entry at B with this other one; goes on at `back`, or leaves to the entry's address.
+    OtherKey { hole: Hole, key: usize, back: usize },
 }
 
 /// One instruction of a block.
@@ -45,6 +46,8 @@ pub(super) struct Builder<'a> {
     pub factory: &'a mut InstructionInfoFactory,
     /// 64-bit mode.
     pub wide: bool,
+    /// In the upper half of the address space, where kernels are, which are there in every context.
+    pub upper: bool,
     /// Where the block starts in its page.
     pub start: u16,
     /// Where the instruction at hand starts.
@@ -159,6 +162,7 @@ impl Cpu {
             asm: Asm::default(),
             factory: &mut factory,
             wide,
+            upper: self.rip >> 63 != 0,
             start,
             offset: start,
             len: 0,
@@ -171,6 +175,7 @@ impl Cpu {
         };
         builder.build(block, items, needed);
         let Builder { asm, mut sites, .. } = builder;
+        validate::enforce(&asm.bytes, block, &sites);
         self.translator.factory = factory;
         let t = &mut *self.translator;
         let place =
@@ -192,7 +197,11 @@ impl Cpu {
         if !self.is_linkable() {
             return;
         }
-        let (rip, key) = (self.rip, self.fast.key);
+        let rip = self.rip;
+        let key = match self.fetch(rip) {
+            Ok(fetch) if fetch.global => self.fast.global_key,
+            _ => self.fast.key,
+        };
         let index = super::Translator::jump_index(rip, self.fast.jump_hash);
         self.translator.jumps[index] = Jump { rip, key, code, page: rip & !0xfff };
     }
@@ -470,11 +479,17 @@ impl Builder<'_> {
                     self.asm.rm(op::LEA, A, at(A, offset.into()));
                     self.leave_to_a(site);
                 }
-                Stub::NotFound { hole, reload } => {
+                Stub::NotFound { hole } => {
                     self.asm.here(hole);
-                    if reload {
-                        self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, rip) as i32));
-                    }
+                    self.leave_to_a(LOOKED_UP);
+                }
+                Stub::OtherKey { hole, key, back } => {
+                    self.asm.here(hole);
+                    self.asm.rm(op::MOV, A, state(key));
+                    self.asm.rm(op::CMP_STORE, A, at(B, offset_of!(Jump, key) as i32));
+                    let same = self.asm.jcc(cond::EQUAL);
+                    self.asm.fill(same, back);
+                    self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, rip) as i32));
                     self.leave_to_a(LOOKED_UP);
                 }
             }

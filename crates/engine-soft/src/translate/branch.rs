@@ -236,11 +236,13 @@ impl Builder<'_> {
         self.asm.rm(op::ADD, B, state(fast(offset_of!(Fast, jumps))));
         self.asm.rm(op::CMP_STORE, A, at(B, offset_of!(Jump, rip) as i32));
         let other = self.asm.jcc(cond::NOT_EQUAL);
-        self.stubs.push(Stub::NotFound { hole: other, reload: false });
-        self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, key))));
+        self.stubs.push(Stub::NotFound { hole: other });
+        let keys = [fast(offset_of!(Fast, key)), fast(offset_of!(Fast, global_key))];
+        self.asm.rm(op::MOV, A, state(keys[usize::from(self.upper)]));
         self.asm.rm(op::CMP_STORE, A, at(B, offset_of!(Jump, key) as i32));
-        let other = self.asm.jcc(cond::NOT_EQUAL);
-        self.stubs.push(Stub::NotFound { hole: other, reload: true });
+        let hole = self.asm.jcc(cond::NOT_EQUAL);
+        let back = self.asm.len();
+        self.stubs.push(Stub::OtherKey { hole, key: keys[usize::from(!self.upper)], back });
         self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, page) as i32));
         self.asm.rm(op::MOV_STORE, A, state(fast(offset_of!(Fast, page))));
         self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, code) as i32));

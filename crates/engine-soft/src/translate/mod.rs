@@ -31,6 +31,7 @@
 //! | `site` | what is known of places in translations |
 //! | `enter` | into translations and out of them |
 //! | `slow` | what translations call |
+//! | `validate` | an independent look at what was emitted, before it runs |
 //! | `vector` | vector registers |
 
 mod asm;
@@ -44,6 +45,7 @@ mod memory;
 mod run;
 mod site;
 mod slow;
+mod validate;
 mod vector;
 
 #[cfg(test)]
@@ -61,18 +63,18 @@ pub(crate) use enter::{HostFault, find_fault};
 pub(crate) use run::Left;
 
 /// Entries of the table by linear address.
-const JUMPS: usize = 1 << 12;
+const JUMPS: usize = 1 << 14;
 /// How often a block runs in the interpreter before it is translated.
 const AFTER: u32 = 32;
 /// Sites that a processor may have.
-const SITES_MAX: usize = 1 << 18;
+const SITES_MAX: usize = 1 << 20;
 
 /// A translation found by linear address.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Jump {
     pub rip: u64,
-    /// `Fast::key`.
+    /// `Fast::key`, or `Fast::global_key`.
     pub key: u64,
     pub code: *const u8,
     /// The page of `rip`.
@@ -144,7 +146,12 @@ fn after() -> u32 {
     *SAID.get_or_init(|| said().unwrap_or(AFTER))
 }
 
-/// What of a key goes into the place in the table: kernels are mapped in every context at the same addresses.
+/// What of a key goes into the place in the table: programs are mapped in many contexts at the same addresses.
 pub(crate) fn hash_of(key: u64) -> u64 {
     (key >> 16).wrapping_mul(0x9e5)
+}
+
+/// The key of code that is there in every context: that of context zero, which is none.
+pub(crate) fn global_key(key: u64) -> u64 {
+    key & !0xffff_0000
 }

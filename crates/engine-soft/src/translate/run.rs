@@ -35,6 +35,7 @@ impl Cpu {
     #[inline]
     pub(crate) fn run_translation(&mut self, code: *const u8) -> Left {
         prepare_thread(self);
+        self.fast.entered += 1;
         self.fast.page = self.rip & !0xfff;
         // SAFETY: the run loop gives a translation of the block at RIP, and translations are there until the block cache is emptied, which makes
         // the run loop look up blocks anew. GS has been seen to.

@@ -2,7 +2,7 @@
 //!
 //! They are the guest's in the host's registers from the moment a translation asks for them until Rust code runs, which may use them
 //! itself. `Fast::live` says which units may be used; a translation tests its bit before its first instruction of a unit. So what CR0, CR4
-//! and XCR0 say of a unit is looked at whenever they are loaded, and changing those registers means leaving the translation.
+//! and XCR0 say of a unit is looked at before it becomes live, and changing those registers means leaving the translation.
 
 use crate::cpu::Cpu;
 use crate::fault::Exec;
@@ -24,20 +24,21 @@ pub(super) fn bit(unit: Unit) -> u8 {
 }
 
 impl Cpu {
-    /// What shall be live so that the unit of `bit` can be used.
+    /// What shall be live so that the unit of `bit` can be used: no more than it takes, because all of it is saved whenever Rust code runs.
     ///
     /// # Errors
     /// The exception that says that it cannot.
     pub(super) fn wanted_vectors(&self, bit: u8) -> Exec<u8> {
-        let units = [(SSE, Unit::Sse), (AVX, Unit::Avx), (AVX512, Unit::Avx512)];
-        let mut live = 0;
-        for (b, unit) in units {
-            match native::check_unit(self, unit) {
-                Ok(()) => live |= b,
-                Err(fault) if b == bit => return Err(fault),
-                Err(_) => {}
-            }
+        let (unit, mut live) = match bit {
+            SSE => (Unit::Sse, SSE),
+            AVX => (Unit::Avx, AVX),
+            _ => (Unit::Avx512, AVX | AVX512),
+        };
+        native::check_unit(self, unit)?;
+        if native::check_unit(self, Unit::Sse).is_ok() {
+            live |= SSE;
         }
-        Ok(live)
+        // What was live when the translation asked is loaded again.
+        Ok(live | self.fast.wanted)
     }
 }

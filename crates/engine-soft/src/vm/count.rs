@@ -13,6 +13,7 @@ counts! {
     INSTRUCTIONS = "instructions";
     TRANSLATED = "instructions of translated blocks";
     INTERPRETED = "instructions that translated blocks left to the interpreter";
+    ENTERED = "entries into translations";
     BLOCKS_DECODED = "blocks decoded";
     BLOCKS_TRANSLATED = "blocks translated";
     CODE_CACHE_CLEARED = "code cache clearings";
