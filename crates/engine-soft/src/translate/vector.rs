@@ -31,6 +31,7 @@ impl Cpu {
     pub(super) fn wanted_vectors(&self, bit: u8) -> Exec<u8> {
         let (unit, mut live) = match bit {
             SSE => (Unit::Sse, SSE),
+            AVX if self.has_upper_halves() => (Unit::Avx, AVX | AVX512),
             AVX => (Unit::Avx, AVX),
             _ => (Unit::Avx512, AVX | AVX512),
         };
@@ -40,5 +41,11 @@ impl Cpu {
         }
         // What was live when the translation asked is loaded again.
         Ok(live | self.fast.wanted)
+    }
+
+    /// Whether an instruction of AVX has something to clear: it zeroes all of a register above what it writes (SDM volume 1, 15.5).
+    fn has_upper_halves(&self) -> bool {
+        let upper = self.vector.zmm[..16].iter().flat_map(|z| &z[32..]);
+        native::check_unit(self, Unit::Avx512).is_ok() && upper.fold(0, |all, b| all | b) != 0
     }
 }
