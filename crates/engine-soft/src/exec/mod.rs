@@ -83,6 +83,9 @@ pub struct Fast {
     pub(crate) page: u64,
     /// The first TLB entry of the class of accesses at the current privilege.
     pub(crate) tlb: *const Entry,
+    /// Those of the two classes of supervisor accesses; and zero if STAC and CLAC do nothing but switch between them.
+    pub(crate) classes: [*const Entry; 2],
+    pub(crate) keeps_ac: u8,
     /// The attention word.
     pub(crate) attention: *const u32,
     /// The table of translations by linear address, and what of the key goes into a place in it.
@@ -131,6 +134,8 @@ impl Default for Fast {
             this: null_mut(),
             page: 0,
             tlb: null(),
+            classes: [null(); 2],
+            keeps_ac: 1,
             attention: null(),
             jumps: null(),
             jump_hash: 0,

@@ -95,6 +95,7 @@ impl Cpu {
         let slow = aligned || self.has_data_breakpoint();
         self.fast.tlb_base = class as usize * ENTRIES;
         self.fast.tlb = self.tlb.class(self.fast.tlb_base);
+        self.fast.keeps_ac = u8::from(user || !self.cr4.contains(Cr4::SMAP));
         self.fast.context = if slow { NO_CONTEXT } else { self.tlb.context };
         let cs = &self.seg[sreg::CS];
         if self.mode.code != 64 && self.tlb.cs != (cs.base, cs.limit) {

@@ -48,6 +48,7 @@ pub(super) mod op {
 /// The group number of an operation with an immediate (opcodes 80 to 83) and of a shift (C1).
 pub(super) mod group {
     pub const ADD: u8 = 0;
+    pub const OR: u8 = 1;
     pub const AND: u8 = 4;
     pub const SHL: u8 = 4;
     pub const SHR: u8 = 5;

@@ -11,6 +11,7 @@ use super::flags::{self, Place, Use};
 use super::form::{Copied, Form};
 use super::memory::{Address, fast};
 use super::site::{Kind, LOOKED_UP, Site};
+use super::system::System;
 use super::{Full, Jump, validate, vector};
 use crate::cpu::Cpu;
 use crate::decode::{Block, INSTRUCTIONS_MAX};
@@ -144,7 +145,11 @@ impl Cpu {
                 break;
             }
             let form = Form::of(self, &instruction, &mut factory);
-            let uses = if form == Form::Interpret { Use::CALL } else { Use::of(&instruction) };
+            let uses = match form {
+                Form::Interpret | Form::System(System::Pushf) => Use::CALL,
+                Form::System(_) => Use::default(),
+                _ => Use::of(&instruction),
+            };
             items.push(Item { instruction, form, uses, offset: at as u16 });
             at += instruction.len();
             if instruction.flow_control() != FlowControl::Next {
@@ -152,6 +157,12 @@ impl Cpu {
             }
         }
         self.translator.factory = factory;
+        if let Some(last) = items.last_mut()
+            && last.form == Form::System(System::Sti)
+        {
+            // Its shadow reaches into the next block.
+            (last.form, last.uses) = (Form::Interpret, Use::CALL);
+        }
         items
     }
 
@@ -341,10 +352,12 @@ impl Builder<'_> {
             }
             return self.branch(condition, item.target()?);
         }
-        debug_assert_eq!(before, after);
+        debug_assert!(before & after == after);
         self.flags.host = false;
         match item.form {
             Form::Push => self.push(i),
+            Form::PushMemory => self.push_memory(i)?,
+            Form::System(system) => self.system(system),
             Form::Pop => self.pop(i),
             Form::Leave => self.leave(),
             Form::Return => self.ret(i),

@@ -21,12 +21,12 @@ fn number(i: &Instruction, o: u32) -> u8 {
 
 impl Builder<'_> {
     /// Bytes of a word on the stack.
-    fn word(&self) -> i32 {
+    pub(super) fn word(&self) -> i32 {
         if self.wide { 8 } else { 4 }
     }
 
     /// The stack's top, `disp` bytes further.
-    fn stack(&self, disp: i32) -> Address {
+    pub(super) fn stack(&self, disp: i32) -> Address {
         if self.wide {
             Address::Near { base: STACK, disp }
         } else {
@@ -35,18 +35,18 @@ impl Builder<'_> {
     }
 
     /// Moves the stack pointer. Flags stay.
-    fn move_stack(&mut self, by: i32) {
+    pub(super) fn move_stack(&mut self, by: i32) {
         match self.wide {
             true => self.asm.rm(op::LEA, STACK, at(STACK, by)),
             false => self.asm.rm32(op::LEA, STACK, at(STACK, by)),
         }
     }
 
-    fn load(&mut self, to: u8, from: super::asm::Mem) {
+    pub(super) fn load(&mut self, to: u8, from: super::asm::Mem) {
         if self.wide { self.asm.rm(op::MOV, to, from) } else { self.asm.rm32(op::MOV, to, from) }
     }
 
-    fn store(&mut self, from: u8, to: super::asm::Mem) {
+    pub(super) fn store(&mut self, from: u8, to: super::asm::Mem) {
         if self.wide { self.asm.rm(op::MOV_STORE, from, to) } else { self.asm.rm32(op::MOV_STORE, from, to) }
     }
 

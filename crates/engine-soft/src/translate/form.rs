@@ -4,6 +4,7 @@ use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic 
 
 use umbra_x86::cpuid::feature;
 
+use super::system::System;
 use crate::cpu::Cpu;
 use crate::native::{self, Operand, Registers, Unit};
 use crate::sys;
@@ -19,6 +20,8 @@ pub(super) enum Form {
     Lea,
     /// PUSH of a register or an immediate.
     Push,
+    /// PUSH of memory.
+    PushMemory,
     /// POP of a register.
     Pop,
     /// LEAVE.
@@ -31,6 +34,8 @@ pub(super) enum Form {
     CallIndirect,
     JumpIndirect,
     Return,
+    /// See there.
+    System(System),
     /// By the interpreter.
     Interpret,
 }
@@ -57,10 +62,17 @@ impl Form {
         if i.flow_control() != FlowControl::Next || !is_offered(cpu, i) {
             return Self::Interpret;
         }
+        if cpu.mode.code == 64
+            && let Some(system) = System::of(i.code())
+        {
+            return Self::System(system);
+        }
         if sys::handler(i.code()).is_some() || native::special(i.code()).is_some() {
             return match i.code() {
                 // Elsewhere they reach the first eight registers only.
-                Code::VEX_Vzeroupper | Code::VEX_Vzeroall if cpu.mode.code == 64 => Self::Copy(Copied::vector()),
+                Code::VEX_Vzeroupper | Code::VEX_Vzeroall if cpu.mode.code == 64 => {
+                    Self::Copy(Copied::vector())
+                }
                 _ => Self::Interpret,
             };
         }
@@ -158,6 +170,8 @@ fn control(cpu: &Cpu, i: &Instruction) -> Option<Form> {
     let form = match code {
         C::Push_r64 | C::Pushq_imm32 | C::Pushq_imm8 if wide => Form::Push,
         C::Push_r32 | C::Pushd_imm32 | C::Pushd_imm8 if !wide => Form::Push,
+        C::Push_rm64 if wide && i.op0_kind() == OpKind::Memory => Form::PushMemory,
+        C::Push_rm32 if !wide && i.op0_kind() == OpKind::Memory => Form::PushMemory,
         C::Pop_r64 if wide => Form::Pop,
         C::Pop_r32 if !wide => Form::Pop,
         _ if pick(&[code == C::Leaveq, code == C::Leaved]) => Form::Leave,

@@ -11,7 +11,7 @@ use umbra_x86::segment::{Segment, sreg};
 
 use super::asm::{A, B, Mem, Reg, at, cond, group, op, state};
 use super::block::Builder;
-use super::copy::{host_of, is_resident, resident};
+use super::copy::{host_of, is_resident};
 use super::site::Kind;
 use crate::cpu::Cpu;
 use crate::exec::Fast;
@@ -28,7 +28,17 @@ pub(super) enum Address {
     /// What one LEA computes, 32 bits wide if narrow.
     Direct { mem: Mem, narrow: bool },
     /// Anything else: computed once, and kept in the state block.
-    Kept { base: Option<u8>, index: Option<(u8, u8)>, disp: i32, narrow: bool, segment: Option<usize> },
+    Kept { base: Base, index: Option<(u8, u8)>, disp: i32, narrow: bool, segment: Option<usize> },
+}
+
+/// What an address starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Base {
+    None,
+    /// A guest's register.
+    Register(u8),
+    /// The page of the code.
+    Page,
 }
 
 /// An operand of host memory.
@@ -59,7 +69,10 @@ impl Address {
             // Instructions are decoded at address zero.
             let disp = (i.ip_rel_memory_address() as i64).checked_add(offset.into())?;
             let disp = i32::try_from(disp).ok()?;
-            return segment.is_none().then_some(Self::Page { disp });
+            return Some(match segment {
+                None => Self::Page { disp },
+                _ => Self::Kept { base: Base::Page, index: None, disp, narrow: false, segment },
+            });
         }
         let is = |r: Register, kind: fn(Register) -> bool| r == Register::None || kind(r);
         let bare = base == Register::None && index == Register::None;
@@ -83,7 +96,10 @@ impl Address {
         let kept =
             segment.is_some() || base.is_some_and(is_resident) || index.is_some_and(|n| is_resident(n.0));
         Some(match (base, index) {
-            _ if kept => Self::Kept { base, index, disp, narrow, segment },
+            _ if kept => {
+                let base = base.map_or(Base::None, Base::Register);
+                Self::Kept { base, index, disp, narrow, segment }
+            }
             (Some(base), None) if !narrow => Self::Near { base: host_of(base), disp },
             _ => {
                 let index = index.map(|(n, shift)| (host_of(n), shift));
@@ -109,15 +125,15 @@ impl Builder<'_> {
             }
             Address::Direct { mem, narrow } => self.lea(to, mem, narrow),
             Address::Kept { base, index, disp, narrow, segment } => {
-                let mut load = |n: u8, scratch: Reg| {
-                    if !is_resident(n) {
-                        return host_of(n);
+                let base = match base {
+                    Base::None => None,
+                    Base::Register(n) => Some(self.in_register(n, A)),
+                    Base::Page => {
+                        self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, page))));
+                        Some(A)
                     }
-                    self.asm.rm(op::MOV, scratch, resident(n));
-                    scratch
                 };
-                let base = base.map(|n| load(n, A));
-                let index = index.map(|(n, shift)| (load(n, B), shift));
+                let index = index.map(|(n, shift)| (self.in_register(n, B), shift));
                 self.lea(to, Mem { gs: false, base, index, disp }, narrow);
                 if let Some(n) = segment {
                     let base = offset_of!(Cpu, seg) + n * size_of::<Segment>() + offset_of!(Segment, base);

@@ -28,6 +28,7 @@
 //! | `memory` | address lookup |
 //! | `copy` | instructions with other registers |
 //! | `branch` | control flow, stack |
+//! | `system` | frequent system instructions |
 //! | `site` | what is known of places in translations |
 //! | `enter` | into translations and out of them |
 //! | `slow` | what translations call |
@@ -45,6 +46,7 @@ mod memory;
 mod run;
 mod site;
 mod slow;
+mod system;
 mod validate;
 mod vector;
 

@@ -5,6 +5,7 @@ use super::site::Kind;
 use crate::cpu::Cpu;
 use crate::decode::Block;
 use crate::exec::{Exit, status_of};
+use crate::mmu::{Class, ENTRIES};
 
 /// How a translation was left. RIP has been set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,8 @@ impl Cpu {
     /// Tells translations where things are. The state block never moves again.
     pub(crate) fn prepare_translations(&mut self) {
         self.fast.this = self;
+        self.fast.classes =
+            [Class::Supervisor, Class::SupervisorAc].map(|class| self.tlb.class(class as usize * ENTRIES));
         self.fast.jumps = self.translator.jumps();
         self.fast.attention = self.port().attention.as_ptr();
         self.fast.slow = enter::slow as *const () as usize;
