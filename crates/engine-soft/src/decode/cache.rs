@@ -21,8 +21,8 @@ const SHARE: usize = 2;
 const WORDS_MIN: usize = 2 << 17;
 /// A cache that fills again within this time is too small.
 const SOON: Duration = Duration::from_secs(3);
-/// Sets of the table by physical address.
-const SETS: usize = 1 << 15;
+/// Sets of the table by physical address, at first.
+const SETS: usize = 1 << 14;
 /// Blocks of a set, which is a cache line.
 const WAYS: usize = 4;
 /// Entries of the table by linear address.
@@ -214,8 +214,17 @@ impl Cache {
         let soon = self.filled.replace(now).is_some_and(|before| now.duration_since(before) < SOON);
         if soon && self.limit < self.arena.len() {
             self.limit = (2 * self.limit).min(self.arena.len());
+            self.double_table();
         } else {
             self.clear();
+        }
+    }
+
+    /// Twice as many sets, with the same blocks.
+    fn double_table(&mut self) {
+        let len = 2 * self.table.len();
+        for set in std::mem::replace(&mut self.table, vec![Set::NONE; len].into()) {
+            set.blocks.into_iter().zip(set.keys).filter(|b| b.1 != NO_KEY).for_each(|b| self.insert(b.0));
         }
     }
 
@@ -237,7 +246,7 @@ impl Cache {
     }
 
     fn set(&mut self, key: u64) -> &mut Set {
-        &mut self.table[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize % SETS]
+        &mut self.table[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize & (self.table.len() - 1)]
     }
 
     /// The block of this key, if its code has not changed. One whose code has changed is taken out.
