@@ -54,9 +54,25 @@ pub fn run(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
 /// The end of an instruction: a floating-point exception comes before whatever is wrong with the operand that would be stored to.
 fn stored(cpu: &mut Cpu, i: &Instruction, plan: &Plan, result: Exec) -> Exec {
     match result {
+        Err(fault) if plan.x87 && is_of_memory(fault) && has_pending(cpu) => {
+            Err(pending_or(cpu, i, plan, fault))
+        }
         Err(fault) if plan.write && !plan.read && is_of_memory(fault) => store_faulted(cpu, i, plan, fault),
         _ => result,
     }
+}
+
+/// Whether an x87 exception that is not masked waits for the next instruction.
+fn has_pending(cpu: &Cpu) -> bool {
+    cpu.vector.fx[2] & !cpu.vector.fx[0] & 0x3f != 0
+}
+
+/// What an x87 or MMX instruction raises that cannot access its operand while an exception is pending: that, unless it is one of those
+/// that do not wait, which only store control and status words.
+#[cold]
+fn pending_or(cpu: &mut Cpu, i: &Instruction, plan: &Plan, fault: Fault) -> Fault {
+    let pending = execute(cpu, i, plan, Buffer::empty().address(64));
+    pending.err().filter(|e| !is_of_memory(*e)).unwrap_or(fault)
 }
 
 fn is_of_memory(fault: Fault) -> bool {

@@ -32,6 +32,10 @@ impl Use {
         if keeps_all_by_count(i) || matches!(i.mnemonic(), M::Div | M::Idiv) {
             return Self { read: ALL, written: 0 };
         }
+        // Of these the manual leaves all but CF undefined, and in fact they stay.
+        if matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc) {
+            return Self { read: 0, written: RflagsBits::CF };
+        }
         Self { read: i.rflags_read() & ALL, written: i.rflags_modified() & ALL }
     }
 

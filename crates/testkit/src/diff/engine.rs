@@ -5,6 +5,8 @@
 //! the handler that is reached and the frame on its stack tell how.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use iced_x86::Code;
@@ -21,6 +23,7 @@ use umbra_x86::segment::{Segment, Table};
 use super::run::Subject;
 use super::state::{
     Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, Outcome, PAGE, READ_ONLY_BYTE, State, Test, WINDOW,
+    digest,
 };
 
 /// Linear address of the kernel's pages, which are at guest physical address zero: where a random address will hardly be.
@@ -72,6 +75,70 @@ impl CpuIo for Io {
     fn end_of_interrupt(&self, _: u8) {}
 }
 
+/// Which tier of the engine runs the guest's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// The interpreter.
+    Interpreter,
+    /// Every block is translated at once.
+    Translator,
+    /// A block is interpreted once, then translated: what is translated leads to what is not, and back.
+    Both,
+}
+
+impl Tier {
+    fn after(self) -> u32 {
+        match self {
+            Self::Interpreter => u32::MAX,
+            Self::Translator => 0,
+            Self::Both => 1,
+        }
+    }
+}
+
+/// A thread that ends a run which does not end by itself.
+struct Watch(Arc<AtomicU64>);
+
+impl Watch {
+    /// It looks this often, and ends a run that it has seen twice.
+    const EVERY: Duration = Duration::from_secs(2);
+    /// No run, ever again.
+    const OVER: u64 = u64::MAX;
+
+    fn start(kicker: Kicker) -> Self {
+        // Odd while a run is under way.
+        let runs = Arc::new(AtomicU64::new(0));
+        let seen = runs.clone();
+        std::thread::spawn(move || {
+            let mut last = 0;
+            loop {
+                std::thread::sleep(Self::EVERY);
+                let now = seen.load(Ordering::Relaxed);
+                match now {
+                    Self::OVER => break,
+                    _ if now == last && now % 2 == 1 => kicker.kick(),
+                    _ => last = now,
+                }
+            }
+        });
+        Self(runs)
+    }
+
+    fn begin(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.store(Self::OVER, Ordering::Relaxed);
+    }
+}
+
 /// The engine's guest.
 pub struct Guest {
     memory: Arc<Memory>,
@@ -79,32 +146,40 @@ pub struct Guest {
     io: Io,
     state: CpuState,
     cpuid: CpuidTable,
+    /// The code page as it is.
+    code: [u8; CODE_SIZE as usize],
+    watch: Watch,
     _vm: Arc<dyn Vm>,
 }
 
 impl Guest {
-    /// A guest that is shown all that the engine has.
+    /// A guest that is shown all that the engine has, in `tier`.
     ///
     /// # Errors
     /// What the host or the engine refuses.
-    pub fn new() -> anyhow::Result<Self> {
+    pub fn new(tier: Tier) -> anyhow::Result<Self> {
         let memory = memory()?;
-        let engine = SoftEngine::new()?;
+        let engine = SoftEngine::new()?.translating_after(tier.after());
         let cpuid = engine.supported_cpuid()?;
         let clock = Clock::new();
         let vm = engine.create_vm(VmSpec { memory: memory.clone(), clock, vcpus_max: 1 })?;
         let cpu = vm.create_vcpu(VcpuSpec { id: 0, cpuid: cpuid.clone() })?;
         let io = Io(cpu.kicker());
         let state = supervisor(&cpuid);
-        Ok(Self { memory, cpu, io, state, cpuid, _vm: vm })
+        let watch = Watch::start(cpu.kicker());
+        let code = [0; CODE_SIZE as usize];
+        Ok(Self { memory, cpu, io, state, cpuid, code, watch, _vm: vm })
     }
 
     fn prepare(&mut self, test: &Test) -> anyhow::Result<()> {
         let s = &test.state;
         let mut code = [0xcc; CODE_SIZE as usize];
-        code[CODE_OFFSET as usize..][..test.code_len as usize]
-            .copy_from_slice(&test.code[..test.code_len as usize]);
-        self.memory.write(CODE, &code)?;
+        code[CODE_OFFSET as usize..][..test.code().len()].copy_from_slice(test.code());
+        // What is the same stays translated.
+        if code != self.code {
+            self.memory.write(CODE, &code)?;
+            self.code = code;
+        }
         self.memory.write(DATA + PAGE, &[0; 2 * PAGE as usize])?;
         self.memory.write(s.window, &s.memory)?;
         let c = &mut self.state;
@@ -127,6 +202,7 @@ impl Guest {
                 vector: NO_EXCEPTION,
                 error: 0,
                 address: 0,
+                pages: 0,
             });
         }
         let vector = (at / HANDLER_SIZE) as u32;
@@ -141,9 +217,11 @@ impl Guest {
         state.rflags = word(3);
         load_components(&mut state, &c);
         self.memory.read(state.window, &mut state.memory)?;
+        let mut pages = [0; 2 * PAGE as usize];
+        self.memory.read(DATA + PAGE, &mut pages)?;
         let error = if has_error { word(0) as u32 } else { 0 };
         let address = if vector == 14 { c.cr2 } else { 0 };
-        Ok(Outcome { state, vector, error, address })
+        Ok(Outcome { state, vector, error, address, pages: digest(&pages) })
     }
 }
 
@@ -154,12 +232,15 @@ impl Subject for Guest {
 
     fn run(&mut self, test: &Test) -> anyhow::Result<Outcome> {
         self.prepare(test)?;
-        match self.cpu.run(&self.io) {
+        self.watch.begin();
+        let halt = self.cpu.run(&self.io);
+        self.watch.end();
+        match halt {
             Halt::Stopped => self.outcome(test),
             Halt::Error(e) => Err(e).context("the engine cannot go on"),
             // Not what any instruction of user mode may do.
             Halt::TripleFault | Halt::Debug => {
-                Ok(Outcome { state: test.state, vector: NO_EXCEPTION, error: 0, address: 0 })
+                Ok(Outcome { state: test.state, vector: NO_EXCEPTION, error: 0, address: 0, pages: 0 })
             }
         }
     }

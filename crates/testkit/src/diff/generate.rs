@@ -5,26 +5,16 @@ use iced_x86::{
     RoundingControl,
 };
 
-use super::operands::Builder;
+use super::operands::{Builder, Pins};
 use super::random::Random;
-use super::state::{Bits, CODE, CODE_OFFSET, State, Test, WINDOW};
+use super::state::{Bits, CODE, CODE_MAX, CODE_OFFSET, State, Test, WINDOW};
 use super::values;
 
 /// A test of `code` in mode `bits`; `None` if this try came to nothing.
 pub fn test(code: Code, bits: Bits, random: &mut Random) -> Option<Test> {
     let state = values::state(random, bits);
     let target = align(code, target(&state, random), random);
-    let mut instruction = Instruction::default();
-    instruction.set_code(code);
-    let mut b = Builder { instruction, state, bits, random, target };
-    let operation = code.op_code();
-    for n in 0..operation.op_count() {
-        b.operand(n, operation.op_kind(n))?;
-    }
-    evex(&mut b);
-    prefixes(&mut b);
-    adjust(&mut b);
-    let (instruction, state) = (b.instruction, b.state);
+    let (instruction, state) = make(code, Setting { state, bits, target, pins: None }, random)?;
     let mut encoder = Encoder::new(bits.number());
     encoder.encode(&instruction, state.rip).ok()?;
     let bytes = encoder.take_buffer();
@@ -32,13 +22,47 @@ pub fn test(code: Code, bits: Bits, random: &mut Random) -> Option<Test> {
     if decoded.code() != code || decoded.len() != bytes.len() {
         return None;
     }
-    let mut test = Test { state, code: [0xcc; 16], code_len: bytes.len() as u32, bits };
-    test.code[..bytes.len()].copy_from_slice(&bytes);
-    Some(test)
+    Some(with_code(state, &bytes, bits))
+}
+
+/// What an instruction is made for.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    /// The state that it shall run on.
+    pub state: State,
+    /// The mode.
+    pub bits: Bits,
+    /// The linear address that a memory operand shall have.
+    pub target: u64,
+    /// Registers that hold what they held at the start, in a sequence.
+    pub pins: Option<Pins>,
+}
+
+/// A random instruction, and the state that it shall run on: that of the setting, but for what makes the operands meaningful.
+pub fn make(code: Code, setting: Setting, random: &mut Random) -> Option<(Instruction, State)> {
+    let mut instruction = Instruction::default();
+    instruction.set_code(code);
+    let Setting { state, bits, target, pins } = setting;
+    let mut b = Builder { instruction, state, bits, random, target, pins };
+    let operation = code.op_code();
+    for n in 0..operation.op_count() {
+        b.operand(n, operation.op_kind(n))?;
+    }
+    evex(&mut b);
+    prefixes(&mut b);
+    adjust(&mut b);
+    Some((b.instruction, b.state))
+}
+
+/// A test of `bytes`, of which there are no more than fit.
+pub fn with_code(state: State, bytes: &[u8], bits: Bits) -> Test {
+    let mut test = Test { state, code: [0xcc; CODE_MAX], code_len: bytes.len() as u32, bits };
+    test.code[..bytes.len()].copy_from_slice(bytes);
+    test
 }
 
 /// Where a memory operand shall be: mostly inside the compared bytes, often at their edges.
-fn target(s: &State, random: &mut Random) -> u64 {
+pub fn target(s: &State, random: &mut Random) -> u64 {
     let at = match random.below(8) {
         0 => random.below(64).wrapping_sub(48),
         1 => WINDOW as u64 - random.below(64),
@@ -51,7 +75,7 @@ fn target(s: &State, random: &mut Random) -> u64 {
 }
 
 /// Aligns the operand, mostly, where the instruction wants that.
-fn align(code: Code, target: u64, random: &mut Random) -> u64 {
+pub fn align(code: Code, target: u64, random: &mut Random) -> u64 {
     let name = format!("{:?}", code.mnemonic());
     let starts = |list: &[&str]| list.iter().any(|p| name.starts_with(p));
     let mask = match () {
@@ -241,7 +265,6 @@ fn xsave_image(b: &mut Builder<'_>) {
 
 /// The instruction of a test, for reports.
 pub fn instruction(test: &Test) -> Instruction {
-    let len = (test.code_len as usize).min(test.code.len());
     let ip = CODE + CODE_OFFSET - test.bits.code_base();
-    Decoder::with_ip(test.bits.number(), &test.code[..len], ip, DecoderOptions::NONE).decode()
+    Decoder::with_ip(test.bits.number(), test.code(), ip, DecoderOptions::NONE).decode()
 }

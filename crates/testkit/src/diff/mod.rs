@@ -5,15 +5,19 @@
 //! register, flag and byte, or the exception, must agree, but for what `data/undefined.txt` names.
 //!
 //! Both see the same linear addresses: a page of code, and a few pages of data between pages that are not there, one of them
-//! read-only. An instruction is followed by INT3, so that it ends in a trap if it did not in another.
+//! read-only. An instruction is followed by INT3, so that it ends in a trap if it did not in another. Both tiers of the
+//! engine are compared. [`sequence`] does the same with programs of up to 30 instructions.
 
 pub mod compare;
 pub mod coverage;
 pub mod engine;
 pub mod generate;
+pub mod ledger;
 pub mod operands;
 pub mod oracle;
 pub mod random;
 pub mod run;
+pub mod sequence;
 pub mod state;
+pub mod table;
 pub mod values;

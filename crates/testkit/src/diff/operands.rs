@@ -18,6 +18,21 @@ pub struct Builder<'a> {
     pub random: &'a mut Random,
     /// The linear address that the memory operand shall have.
     pub target: u64,
+    /// Registers for addresses, in a sequence; elsewhere, any register is set to what it shall be.
+    pub pins: Option<Pins>,
+}
+
+/// Registers that keep their values all through a sequence, so that addresses can be made of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pins {
+    /// They point into the data.
+    pub pointers: [u8; 2],
+    /// It holds a small number.
+    pub index: u8,
+    /// Counts rounds of the whole sequence, and of a loop in it.
+    pub counters: [u8; 2],
+    /// A vector register of small numbers.
+    pub vector: u8,
 }
 
 impl Builder<'_> {
@@ -249,6 +264,9 @@ impl Builder<'_> {
     fn address_bits(&mut self) -> u32 {
         let usual = self.bits.number();
         let other = if usual == 32 { 16 } else { 32 };
+        if self.pins.is_some() && (usual == 32 || !self.random.one_in(4)) {
+            return usual;
+        }
         if self.random.one_in(if usual == 32 { 40 } else { 8 }) { other } else { usual }
     }
 
@@ -258,9 +276,10 @@ impl Builder<'_> {
             let segment = self.random.pick(&[R::ES, R::SS, R::DS, R::CS]);
             self.instruction.set_segment_prefix(segment);
         }
-        match self.address_bits() {
-            16 => self.memory16(),
-            bits => self.memory_wide(bits),
+        match (self.address_bits(), self.pins) {
+            (16, _) => self.memory16(),
+            (bits, None) => self.memory_wide(bits),
+            (bits, Some(pins)) => self.memory_pinned(bits, pins),
         }
     }
 
@@ -329,6 +348,54 @@ impl Builder<'_> {
         self.set(base as usize, bits, value);
     }
 
+    /// An address made of registers that keep their values.
+    fn memory_pinned(&mut self, bits: u32, pins: Pins) {
+        if self.random.one_in(40) {
+            return self.memory_wild(bits);
+        }
+        if bits == 64 && self.random.one_in(8) {
+            let target = self.target;
+            self.instruction.set_memory_base(R::RIP);
+            self.instruction.set_memory_displ_size(8);
+            self.instruction.set_memory_displacement64(target);
+            return;
+        }
+        let first = if bits == 64 { R::RAX } else { R::EAX };
+        let mut sum = 0u64;
+        if !self.random.one_in(12) {
+            let base = self.random.pick(&pins.pointers);
+            self.instruction.set_memory_base(first + u32::from(base));
+            sum = self.state.gpr[usize::from(base)];
+        }
+        if self.random.one_in(3) {
+            let scale = 1u32 << self.random.below(4);
+            self.instruction.set_memory_index(first + u32::from(pins.index));
+            self.instruction.set_memory_index_scale(scale);
+            sum = sum.wrapping_add(self.state.gpr[usize::from(pins.index)] * u64::from(scale));
+        }
+        let displacement = self.offset().wrapping_sub(sum);
+        let short = i8::try_from(displacement as i64).is_ok() && self.instruction.memory_base() != R::None;
+        let size = if short { 1 } else { bits / 8 };
+        self.instruction.set_memory_displ_size(size);
+        self.instruction.set_memory_displacement64(displacement);
+    }
+
+    /// An address that is hardly one: not canonical, or whatever a register holds.
+    fn memory_wild(&mut self, bits: u32) {
+        let first = if bits == 64 { R::RAX } else { R::EAX };
+        let base = self.number();
+        self.instruction.set_memory_base(first + base);
+        self.instruction.set_memory_displ_size(0);
+        if self.random.one_in(2) && base != 4 {
+            let value = match self.random.below(3) {
+                0 => (1 << 47) - self.random.below(64),
+                1 => self.random.below(64).wrapping_sub(32),
+                _ => self.random.bits(),
+            };
+            self.set(base as usize, bits, value);
+        }
+    }
+
     fn absolute(&mut self, n: u32) {
         let bits = self.bits.number();
         let offset = self.offset();
@@ -341,8 +408,10 @@ impl Builder<'_> {
     /// A memory operand whose index is a vector register.
     fn vector_memory(&mut self, n: u32, first: R) {
         let bits = if self.bits == Bits::SixtyFour { 64 } else { 32 };
-        let index = self.vector(first);
-        let base = self.number();
+        let (index, base) = match self.pins {
+            Some(pins) => (first + u32::from(pins.vector), pins.pointers[0].into()),
+            None => (self.vector(first), self.number()),
+        };
         let scale = 1u32 << self.random.below(4);
         let i = &mut self.instruction;
         i.set_op_kind(n, OpKind::Memory);
@@ -351,6 +420,12 @@ impl Builder<'_> {
         i.set_memory_index_scale(scale);
         i.set_memory_displ_size(0);
         let target = self.offset();
+        if self.pins.is_some() {
+            let displacement = target.wrapping_sub(self.state.gpr[base as usize]);
+            self.instruction.set_memory_displ_size(bits / 8);
+            self.instruction.set_memory_displacement64(displacement);
+            return;
+        }
         self.set(base as usize, bits, target);
         let step = if self.instruction.is_vsib64() { 8 } else { 4 };
         let spread = if self.random.one_in(3) { 4096 } else { 64 };

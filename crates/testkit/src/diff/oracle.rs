@@ -15,7 +15,8 @@ use std::ptr::{addr_of, addr_of_mut};
 use anyhow::{Context as _, ensure};
 
 use super::state::{
-    Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, Outcome, PAGE, READ_ONLY_BYTE, State, Test, WINDOW,
+    Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, ENDLESS, Outcome, PAGE, READ_ONLY_BYTE, State, Test,
+    WINDOW, digest,
 };
 
 /// Tests that are run at once.
@@ -37,6 +38,8 @@ struct Child {
     go: i32,
     done: i32,
     areas: Areas,
+    /// Where the code page can be written.
+    code: *mut u8,
 }
 
 /// Where the extended components are in a frame; zero if the host has them not.
@@ -55,6 +58,7 @@ static mut CHILD: Child = Child {
     go: -1,
     done: -1,
     areas: Areas { avx: 0, opmask: 0, zmm_high: 0, zmm_upper: 0 },
+    code: std::ptr::null_mut(),
 };
 
 /// Linux, x86-64: `struct ucontext`.
@@ -85,8 +89,10 @@ const USER_DATA: u64 = 0x2b;
 const LDT_CODE_16: u64 = 0x7;
 const LDT_DATA_16: u64 = 0xf;
 
-const SIGNALS: [i32; 6] =
-    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGBUS, libc::SIGUSR1];
+const SIGNALS: [i32; 7] =
+    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGBUS, libc::SIGUSR1, libc::SIGALRM];
+/// Seconds after which a test counts as one that does not end. A batch takes milliseconds.
+const SECONDS_MAX: i64 = 2;
 
 /// The signal handler: without the alignment check that a test may have left on, to which handlers are subject.
 #[unsafe(naked)]
@@ -94,7 +100,7 @@ extern "C" fn enter_handler(signal: i32, info: *mut libc::siginfo_t, context: *m
     naked_asm!("pushfq", "and dword ptr [rsp], 0xfffbffff", "popfq", "jmp {}", sym handle)
 }
 
-extern "C" fn handle(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn handle(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the child has one thread, handlers block each other, and the frame is this handler's.
     unsafe {
         let child = &mut *addr_of_mut!(CHILD);
@@ -102,32 +108,41 @@ extern "C" fn handle(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void
         let block = &mut *child.block;
         if child.running {
             read_outcome(child.areas, frame, &block.tests[child.next], &mut block.outcomes[child.next]);
+            if signal == libc::SIGALRM {
+                block.outcomes[child.next].vector = ENDLESS;
+            }
             child.next += 1;
         }
         if !child.running || child.next >= block.count {
             wait_for_batch(child);
         }
         child.running = true;
-        start_test(child.areas, frame, &block.tests[child.next]);
+        start_test(child, frame, &block.tests[child.next]);
     }
 }
 
 fn wait_for_batch(child: &mut Child) {
     let mut byte = 0u8;
+    let timer = |seconds| libc::itimerval {
+        it_interval: libc::timeval { tv_sec: seconds, tv_usec: 0 },
+        it_value: libc::timeval { tv_sec: seconds, tv_usec: 0 },
+    };
     // SAFETY: one byte each way; the parent closes its ends when it ends.
     unsafe {
+        libc::setitimer(libc::ITIMER_REAL, &timer(0), std::ptr::null_mut());
         libc::write(child.done, addr_of!(byte).cast(), 1);
         if libc::read(child.go, addr_of_mut!(byte).cast(), 1) != 1 {
             libc::_exit(0);
         }
+        libc::setitimer(libc::ITIMER_REAL, &timer(SECONDS_MAX), std::ptr::null_mut());
     }
     child.next = 0;
 }
 
 /// # Safety
 /// In the child, whose fixed pages are mapped; `frame` is the handler's.
-unsafe fn start_test(areas: Areas, frame: &mut Frame, test: &Test) {
-    let s = &test.state;
+unsafe fn start_test(child: &Child, frame: &mut Frame, test: &Test) {
+    let (s, areas) = (&test.state, child.areas);
     for (n, at) in ORDER.iter().enumerate() {
         frame.registers[*at] = s.gpr[n];
     }
@@ -142,8 +157,8 @@ unsafe fn start_test(areas: Areas, frame: &mut Frame, test: &Test) {
     // SAFETY: the selectors are null or valid; code in 64-bit mode does not look at DS and ES.
     unsafe {
         asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) ds as u32);
-        let code = (CODE + CODE_OFFSET) as *mut u8;
-        std::ptr::write_bytes(CODE as *mut u8, 0xcc, CODE_SIZE as usize);
+        let code = child.code.add(CODE_OFFSET as usize);
+        std::ptr::write_bytes(child.code, 0xcc, CODE_SIZE as usize);
         std::ptr::copy_nonoverlapping(test.code.as_ptr(), code, test.code_len as usize);
         std::ptr::write_bytes((DATA + PAGE) as *mut u8, 0, 2 * PAGE as usize);
         std::ptr::copy_nonoverlapping(s.memory.as_ptr(), s.window as *mut u8, WINDOW);
@@ -187,6 +202,7 @@ unsafe fn read_outcome(areas: Areas, frame: &Frame, test: &Test, out: &mut Outco
     // SAFETY: the caller's word.
     unsafe {
         std::ptr::copy_nonoverlapping(s.window as *const u8, s.memory.as_mut_ptr(), WINDOW);
+        out.pages = digest(std::slice::from_raw_parts((DATA + PAGE) as *const u8, 2 * PAGE as usize));
         let fpu = frame.fpu;
         let used = fpu.add(HEADER).cast::<u64>().read();
         let fetch = |component: u32, at: usize, to: *mut u8, len: usize| {
@@ -318,8 +334,8 @@ unsafe fn child(block: *mut Block, go: i32, done: i32) -> ! {
     // SAFETY: the child owns its address space; the fixed pages are far from everything else.
     unsafe {
         let child = &mut *addr_of_mut!(CHILD);
-        *child = Child { block, next: 0, running: false, go, done, areas: areas() };
-        let ok = map_pages() && make_segments();
+        *child = Child { block, next: 0, running: false, go, done, areas: areas(), code: map_code() };
+        let ok = !child.code.is_null() && map_pages() && make_segments();
         if !ok {
             libc::_exit(1);
         }
@@ -344,17 +360,35 @@ unsafe fn child(block: *mut Block, go: i32, done: i32) -> ! {
     }
 }
 
+/// Maps the code page, which tests can only read; where it can be written, or null.
+///
+/// # Safety
+/// As [`child`].
+unsafe fn map_code() -> *mut u8 {
+    let size = CODE_SIZE as usize;
+    let (rw, rx) = (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_EXEC);
+    // SAFETY: the caller's word; the other mapping is new.
+    unsafe {
+        let file = libc::memfd_create(c"code".as_ptr(), 0);
+        if file < 0 || libc::ftruncate(file, size as i64) != 0 {
+            return std::ptr::null_mut();
+        }
+        let fixed = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+        let code = libc::mmap(CODE as *mut _, size, rx, fixed, file, 0);
+        let written = libc::mmap(std::ptr::null_mut(), size, rw, libc::MAP_SHARED, file, 0);
+        if code as u64 != CODE || written == libc::MAP_FAILED { std::ptr::null_mut() } else { written.cast() }
+    }
+}
+
 /// # Safety
 /// As [`child`].
 unsafe fn map_pages() -> bool {
     let fixed = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let (rw, rwx) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
+    let rw = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: the caller's word.
     unsafe {
-        let code = libc::mmap(CODE as *mut _, CODE_SIZE as usize, rwx, fixed, -1, 0);
         let data = libc::mmap(DATA as *mut _, DATA_SIZE as usize, rw, fixed, -1, 0);
-        if code as u64 != CODE || data as u64 != DATA {
+        if data as u64 != DATA {
             return false;
         }
         std::ptr::write_bytes((DATA + 3 * PAGE) as *mut u8, READ_ONLY_BYTE, PAGE as usize);

@@ -9,6 +9,7 @@ use super::compare::differences;
 use super::oracle::{BATCH, Oracle};
 use super::random::Random;
 use super::state::{Bits, Outcome, Test};
+use super::table::Operand;
 use super::{coverage, generate};
 
 /// Tries to make a test of one form before it counts as one that cannot be made.
@@ -36,6 +37,8 @@ pub struct Summary {
     pub completed: u64,
     /// Forms that were compared, with how many tests completed.
     pub compared: BTreeMap<String, u64>,
+    /// The same, each kind of operand by itself.
+    pub cases: BTreeMap<(String, Operand), u64>,
     /// Forms for which no test could be made.
     pub unmade: Vec<String>,
     /// Forms that are on the list, with the reason.
@@ -50,6 +53,13 @@ impl Summary {
         let by_name: HashMap<String, Code> = Code::values().map(|c| (format!("{c:?}"), c)).collect();
         let may = |name: &String| by_name.get(name).is_some_and(|c| may_complete(*c, bits));
         self.compared.iter().filter(|c| *c.1 == 0 && may(c.0)).map(|c| c.0.as_str()).collect()
+    }
+
+    /// How many tests of a form have completed, with the kind of operand that has the fewest.
+    fn least_of(&self, code: Code) -> u64 {
+        let name = format!("{code:?}");
+        let count = |o| self.cases.get(&(name.clone(), o)).copied().unwrap_or(0);
+        Operand::all_of(code).into_iter().map(count).min().unwrap_or(0)
     }
 
     /// Whether nothing is amiss.
@@ -71,6 +81,8 @@ pub struct Plan {
     pub each: usize,
     /// Only forms whose name contains this.
     pub only: Option<String>,
+    /// Goes on, for that time at most, until so many tests of each form with each kind of operand have completed.
+    pub until: Option<u64>,
 }
 
 /// Runs.
@@ -98,12 +110,16 @@ pub fn run(plan: &Plan, oracle: &mut Oracle, subject: &mut dyn Subject) -> anyho
         }
         round.end(&mut summary)?;
     }
-    while start.elapsed() < plan.time {
-        for code in &forms {
+    let mut wanted = forms;
+    while start.elapsed() < plan.time && !wanted.is_empty() {
+        for code in &wanted {
             round.form(*code, &mut summary)?;
             if start.elapsed() >= plan.time {
                 break;
             }
+        }
+        if let Some(least) = plan.until {
+            wanted.retain(|c| may_complete(*c, plan.bits) && summary.least_of(*c) < least);
         }
     }
     round.end(&mut summary)?;
@@ -198,12 +214,14 @@ fn compare(
         summary.completed += completed;
         *summary.compared.entry(name.clone()).or_default() += completed;
         let i = generate::instruction(&test);
-        let differ = differences(&test, &i, &host, &engine);
+        if may_complete(code, test.bits) {
+            *summary.cases.entry((name.clone(), Operand::of(&i))).or_default() += completed;
+        }
+        let differ = differences(&test, &i, 0, &host, &engine);
         if !differ.is_empty() {
             let reports = summary.failures.entry(name).or_default();
             if reports.len() < REPORTS_MAX {
-                let bytes: Vec<String> =
-                    test.code[..test.code_len as usize].iter().map(|b| format!("{b:02x}")).collect();
+                let bytes: Vec<String> = test.code().iter().map(|b| format!("{b:02x}")).collect();
                 reports.push(format!(
                     "{} {}\n    {}",
                     test.bits.number(),

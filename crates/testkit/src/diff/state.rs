@@ -1,10 +1,12 @@
-//! A processor's user-mode state, one instruction, and how it ended.
+//! A processor's user-mode state, code that runs on it, and how it ended.
 
 /// Linear address of the code page.
 pub const CODE: u64 = 0x1000_0000;
 /// Where in it the instruction starts.
 pub const CODE_OFFSET: u64 = 0x800;
-/// Bytes of code around the instruction, all INT3.
+/// Most bytes of code that a test has.
+pub const CODE_MAX: usize = 512;
+/// Bytes of code around it, all INT3.
 pub const CODE_SIZE: u64 = 0x1000;
 /// Linear address of the data pages: one that is not there, two to read and write, one to read, one that is not there.
 pub const DATA: u64 = 0x2000_0000;
@@ -94,18 +96,30 @@ impl Bits {
     }
 }
 
-/// One instruction to run.
+/// Code to run.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Test {
     /// The state before.
     pub state: State,
-    /// The instruction; INT3 follows.
-    pub code: [u8; 16],
+    /// An instruction, or more; INT3 follows.
+    pub code: [u8; CODE_MAX],
     /// Its length.
     pub code_len: u32,
     /// The mode.
     pub bits: Bits,
+}
+
+impl Test {
+    /// The code.
+    pub fn code(&self) -> &[u8] {
+        &self.code[..(self.code_len as usize).min(CODE_MAX)]
+    }
+
+    /// RIP after the INT3 behind the code.
+    pub fn end(&self) -> u64 {
+        self.state.rip + u64::from(self.code_len) + 1
+    }
 }
 
 /// How it ended.
@@ -120,4 +134,17 @@ pub struct Outcome {
     pub error: u32,
     /// The address of a page fault, or 0.
     pub address: u64,
+    /// A digest of both pages that can be written, which has more than the compared bytes.
+    pub pages: u64,
+}
+
+/// What [`Outcome::vector`] says of a test that did not end by itself.
+pub const ENDLESS: u32 = 0xfffe;
+
+/// A digest of memory: any byte that differs changes it, but for chance.
+pub fn digest(bytes: &[u8]) -> u64 {
+    let (words, _) = bytes.as_chunks::<8>();
+    words
+        .iter()
+        .fold(0, |d: u64, w| (d.rotate_left(5) ^ u64::from_le_bytes(*w)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
