@@ -135,6 +135,12 @@ impl Translator {
         (rip ^ rip >> 13 ^ hash) as usize % JUMPS
     }
 
+    /// What the table by linear address holds.
+    #[cfg(test)]
+    fn table(&self) -> &[Jump] {
+        &self.jumps
+    }
+
     /// The table by linear address.
     pub(crate) fn jumps(&self) -> *const Jump {
         self.jumps.as_ptr()

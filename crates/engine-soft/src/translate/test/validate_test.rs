@@ -1,0 +1,288 @@
+//! The validator lets every translation through and none that was tampered with.
+
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, OpKind, Register};
+
+use super::program::PROGRAMS;
+use super::{guest, hex, translation};
+use crate::cpu::Cpu;
+use crate::mmu::ENTRIES;
+use crate::translate::validate::{Given, Violation, Why, validate};
+
+/// One instruction each, put before a valid translation.
+#[rustfmt::skip]
+const PLANTED: &[(&str, Why)] = &[
+    ("4889c4", Why::Register), // mov rsp,rax
+    ("4883c408", Why::Register), // add rsp,8
+    ("488d442408", Why::Register), // lea rax,[rsp+8]
+    ("4889e0", Why::Register), // mov rax,rsp
+    ("50", Why::Register), // push rax
+    ("58", Why::Register), // pop rax
+    ("9c", Why::Register), // pushfq
+    ("c9", Why::Register), // leave
+    ("e800000000", Why::Register), // call .+5
+    ("c3", Why::Register), // ret
+    ("f3480faed8", Why::Forbidden), // wrgsbase rax
+    ("f3480faec8", Why::Forbidden), // rdgsbase rax
+    ("f3480faed0", Why::Forbidden), // wrfsbase rax
+    ("0f01f8", Why::Forbidden), // swapgs
+    ("8ee8", Why::Forbidden), // mov gs,eax
+    ("8ee0", Why::Forbidden), // mov fs,eax
+    ("8ed8", Why::Forbidden), // mov ds,eax
+    ("8cd0", Why::Forbidden), // mov eax,ss
+    ("0f20d8", Why::Forbidden), // mov rax,cr3
+    ("0f23f8", Why::Forbidden), // mov dr7,rax
+    ("0f05", Why::Forbidden), // syscall
+    ("0f34", Why::Register), // sysenter
+    ("cc", Why::Forbidden), // int3
+    ("cd80", Why::Forbidden), // int 0x80
+    ("f4", Why::Forbidden), // hlt
+    ("fa", Why::Forbidden), // cli
+    ("ec", Why::Forbidden), // in al,dx
+    ("ee", Why::Forbidden), // out dx,al
+    ("0fa2", Why::Forbidden), // cpuid
+    ("0f31", Why::Forbidden), // rdtsc
+    ("0f32", Why::Forbidden), // rdmsr
+    ("0f30", Why::Forbidden), // wrmsr
+    ("0f01d0", Why::Forbidden), // xgetbv
+    ("0f01ef", Why::Forbidden), // wrpkru
+    ("0f0b", Why::Forbidden), // ud2
+    ("c7f800000000", Why::Forbidden), // xbegin .+6
+    ("e300", Why::Forbidden), // jrcxz .+2
+    ("e200", Why::Forbidden), // loop .+2
+    ("410fae2a", Why::Forbidden), // xrstor [r10]
+    ("410fae0a", Why::Forbidden), // fxrstor [r10]
+    ("410fae12", Why::Forbidden), // ldmxcsr [r10]
+    ("d9e8", Why::Forbidden), // fld1
+    ("0f77", Why::Forbidden), // emms
+    ("a4", Why::Forbidden), // movsb
+    ("f348ab", Why::Forbidden), // rep stosq
+    ("d7", Why::Forbidden), // xlatb
+    ("660ff7c1", Why::Forbidden), // maskmovdqu xmm0,xmm1
+    ("c4e269900408", Why::Forbidden), // vpgatherdd xmm0,[rax+xmm1],xmm2
+    ("490fab02", Why::Forbidden), // bts [r10],rax
+    ("488d0508000000", Why::Forbidden), // lea rax,[rip+8]
+    ("ff20", Why::Target), // jmp [rax]
+    ("ffe0", Why::Target), // jmp rax
+    ("41ffe2", Why::Target), // jmp r10
+    ("65ff242500000000", Why::Target), // jmp gs:[0]
+    ("ebfd", Why::Target), // jmp .-1
+    ("e9fbff0f00", Why::Target), // jmp .+0x100000
+    ("488b03", Why::Unchecked), // mov rax,[rbx]
+    ("498902", Why::Unchecked), // mov [r10],rax
+    ("4989041a", Why::Unchecked), // mov [r10+rbx],rax
+    ("8a0508000000", Why::Unchecked), // mov al,[rip+8]
+    ("a0bc9a785634120000", Why::Unchecked), // movabs al,[0x123456789abc]
+    ("41fe03", Why::Unchecked), // inc byte ptr [r11]
+    ("0f2807", Why::Unchecked), // movaps xmm0,[rdi]
+    ("64488b042500000000", Why::StateBlock), // mov rax,fs:[0]
+    ("65488b03", Why::StateBlock), // mov rax,gs:[rbx]
+];
+
+const NOP: u8 = 0x90;
+
+/// The translation of one of [`PROGRAMS`].
+fn translated(name: &str) -> (Vec<u8>, Given) {
+    let (_, bits, code) = PROGRAMS.iter().find(|p| p.0 == name).unwrap();
+    translation(&mut guest(*bits), &hex(code))
+}
+
+fn decoded(code: &[u8]) -> Vec<Instruction> {
+    Decoder::new(64, code, DecoderOptions::NONE).iter().collect()
+}
+
+/// Puts `i` in the place of the instruction that it was made from.
+fn put(code: &mut [u8], i: &Instruction) {
+    let mut i = *i;
+    if i.memory_displacement64() != 0 && i.memory_base() != Register::None {
+        i.set_memory_displ_size(1);
+    }
+    let mut encoder = Encoder::new(64);
+    encoder.encode(&i, i.ip()).unwrap();
+    let bytes = encoder.take_buffer();
+    let place = &mut code[i.ip() as usize..i.next_ip() as usize];
+    assert!(bytes.len() <= place.len(), "{i}");
+    place.fill(NOP);
+    place[..bytes.len()].copy_from_slice(&bytes);
+}
+
+/// What is found after a change of the first instruction that is `found`.
+fn changed(
+    name: &str,
+    found: impl Fn(&Instruction) -> bool,
+    change: impl Fn(&mut Instruction),
+) -> Option<Why> {
+    let (mut code, given) = translated(name);
+    let mut i =
+        *decoded(&code).iter().find(|i| found(i)).unwrap_or_else(|| panic!("{name} has no such instruction"));
+    change(&mut i);
+    put(&mut code, &i);
+    validate(&code, &given).err().map(|v| v.why)
+}
+
+/// What is found after the first conditional branch behind an instruction that is `found` went away.
+fn unbranched(name: &str, found: impl Fn(&Instruction) -> bool) -> Option<Why> {
+    let (mut code, given) = translated(name);
+    let all = decoded(&code);
+    let at = all.iter().position(&found).unwrap_or_else(|| panic!("{name} has no such instruction"));
+    let branch = all[at..].iter().find(|i| i.is_jcc_short_or_near()).unwrap();
+    code[branch.ip() as usize..branch.next_ip() as usize].fill(NOP);
+    validate(&code, &given).err().map(|v| v.why)
+}
+
+/// Compares a TLB entry's tag or an entry of the table by linear address.
+fn compares(i: &Instruction) -> bool {
+    i.code() == Code::Cmp_rm64_r64 && i.memory_base() == Register::R11
+}
+
+fn reads_addend(i: &Instruction) -> bool {
+    i.code() == Code::Mov_r64_rm64 && i.memory_base() == Register::R11
+}
+
+/// The guest's own access.
+fn accesses(i: &Instruction) -> bool {
+    i.memory_base() == Register::R10 && i.memory_index() == Register::RBX
+}
+
+#[test]
+fn programs_pass() {
+    for (name, bits, code) in PROGRAMS {
+        let (code, given) = translation(&mut guest(*bits), &hex(code));
+        assert_eq!(validate(&code, &given), Ok(()), "{name}");
+    }
+}
+
+#[test]
+fn planted_instructions_are_found() {
+    let (code, given) = translated("load");
+    let entries = |by: usize| given.entries.iter().map(|e| e + by as u32).collect();
+    let plant = |bytes: &[u8]| {
+        let all = [bytes, &code].concat();
+        validate(&all, &Given { version: given.version, entries: entries(bytes.len()) })
+    };
+    assert_eq!(plant(&[NOP]), Ok(()));
+    assert_eq!(plant(&hex("4889d8")), Ok(()), "mov rax, rbx");
+    for (bytes, why) in PLANTED {
+        assert_eq!(plant(&hex(bytes)), Err(Violation { at: 0, why: *why }), "{bytes}");
+    }
+}
+
+#[test]
+fn state_block() {
+    let (code, given) = translated("load");
+    // 4-byte loads and stores of every place in and behind the state block.
+    let plant = |opcode: u8, at: usize| {
+        let mut all = vec![0x65, opcode, 0x04, 0x25];
+        all.extend((at as u32).to_le_bytes());
+        let entries = given.entries.iter().map(|e| e + all.len() as u32).collect();
+        all.extend(&code);
+        validate(&all, &Given { version: given.version, entries })
+    };
+    let wrong = Err(Violation { at: 0, why: Why::StateBlock });
+    let (mut read, mut written) = (0, 0);
+    for at in 0..size_of::<Cpu>() + 64 {
+        let (reads, writes) = (plant(0x8b, at), plant(0x89, at));
+        assert!([Ok(()), wrong].contains(&reads) && [Ok(()), wrong].contains(&writes));
+        assert!(reads.is_ok() || writes.is_err(), "{at:#x} can be written but not read");
+        assert!(at < size_of::<Cpu>() - 3 || reads.is_err());
+        read += usize::from(reads.is_ok());
+        written += usize::from(writes.is_ok());
+    }
+    assert!((16 * 5..32 * 5).contains(&read) && (16 * 5..read).contains(&written), "{read} {written}");
+    assert_eq!(plant(0x8b, usize::MAX - 7), wrong);
+    for address in ["tlb", "context", "jumps", "slow", "leave", "this"] {
+        let offset = match address {
+            "tlb" => std::mem::offset_of!(crate::exec::Fast, tlb),
+            "context" => std::mem::offset_of!(crate::exec::Fast, context),
+            "jumps" => std::mem::offset_of!(crate::exec::Fast, jumps),
+            "slow" => std::mem::offset_of!(crate::exec::Fast, slow),
+            "leave" => std::mem::offset_of!(crate::exec::Fast, leave),
+            _ => std::mem::offset_of!(crate::exec::Fast, this),
+        };
+        assert_eq!(plant(0x8b, std::mem::offset_of!(Cpu, fast) + offset), wrong, "{address}");
+    }
+}
+
+#[test]
+fn checks_that_are_missing_or_wrong_are_found() {
+    let unchecked = Some(Why::Unchecked);
+    let same = |_: &mut Instruction| {};
+    assert_eq!(changed("load", accesses, same), None);
+    assert_eq!(unbranched("load", compares), unchecked);
+    // A store after a check for reading.
+    assert_eq!(changed("store", compares, |i| i.set_memory_displacement64(0)), unchecked);
+    assert_eq!(changed("read-modify-write", compares, |i| i.set_memory_displacement64(0)), unchecked);
+    assert_eq!(changed("store", compares, |i| i.set_memory_displacement64(16)), unchecked);
+    assert_eq!(changed("load", compares, |i| i.set_op1_register(Register::RBX)), unchecked);
+    // Fewer bytes than are accessed; more than a page.
+    let is_beyond = |i: &Instruction| i.code() == Code::Lea_r64_m && i.op0_register() == Register::R10;
+    assert_eq!(changed("load", is_beyond, |i| i.set_memory_displacement64(8 + 6)), unchecked);
+    assert_eq!(changed("load", is_beyond, |i| i.set_memory_base(Register::RCX)), unchecked);
+    let is_page = |i: &Instruction| i.code() == Code::And_rm64_imm32 && i.op0_register() == Register::R10;
+    assert_eq!(changed("load", is_page, |i| i.set_immediate32to64(-8192)), Some(Why::StateBlock));
+    let is_index = |i: &Instruction| i.code() == Code::And_rm64_imm32 && i.op0_register() == Register::R11;
+    assert_eq!(
+        changed("load", is_index, |i| i.set_immediate32to64(64 * ENTRIES as i64 - 32)),
+        Some(Why::StateBlock)
+    );
+    let is_shift = |i: &Instruction| i.code() == Code::Shr_rm64_imm8;
+    assert_eq!(changed("load", is_shift, |i| i.set_immediate8(6)), Some(Why::StateBlock));
+}
+
+#[test]
+fn operands_that_were_not_checked_are_found() {
+    let unchecked = Some(Why::Unchecked);
+    assert_eq!(changed("load", accesses, |i| i.set_memory_base(Register::R9)), unchecked);
+    assert_eq!(changed("load", accesses, |i| i.set_memory_base(Register::R11)), unchecked);
+    assert_eq!(changed("load", accesses, |i| i.set_memory_index(Register::RCX)), unchecked);
+    assert_eq!(changed("load", accesses, |i| i.set_memory_index(Register::None)), unchecked);
+    assert_eq!(changed("load", accesses, |i| i.set_memory_index_scale(2)), unchecked);
+    assert_eq!(changed("load", accesses, |i| i.set_memory_displacement64(9)), unchecked);
+    assert_eq!(changed("load", accesses, |i| i.set_memory_displacement64(7)), unchecked);
+    let to_store = |i: &mut Instruction| {
+        i.set_code(Code::Mov_rm64_r64);
+        i.set_op0_kind(OpKind::Memory);
+        i.set_op1_kind(OpKind::Register);
+        i.set_op1_register(Register::RAX);
+    };
+    assert_eq!(changed("load", accesses, to_store), unchecked);
+    assert_eq!(changed("load", reads_addend, |i| i.set_memory_displacement64(24)), unchecked);
+    assert_eq!(changed("load", reads_addend, |i| i.set_op0_register(Register::RAX)), Some(Why::Leak));
+    let is_version = |i: &Instruction| i.code() == Code::Mov_r64_imm64;
+    assert_eq!(changed("load", is_version, |i| i.set_immediate64(i.immediate64() + 8)), unchecked);
+}
+
+#[test]
+fn jumps_that_lead_astray_are_found() {
+    let target = Some(Why::Target);
+    let is_jcc = |i: &Instruction| i.is_jcc_short_or_near();
+    assert_eq!(changed("load", is_jcc, |i| i.set_near_branch64(i.near_branch64() + 1)), target);
+    assert_eq!(changed("load", is_jcc, |i| i.set_near_branch64(0x1000)), target);
+    let is_leaving = |i: &Instruction| i.code() == Code::Jmp_rm64 && i.memory_segment() == Register::GS;
+    assert_eq!(changed("load", is_leaving, |i| i.set_memory_displacement64(0)), target);
+    let goes = |i: &Instruction| i.code() == Code::Jmp_rm64 && i.op0_register() == Register::R10;
+    assert_eq!(changed("jumps by register", goes, |i| i.set_op0_register(Register::RAX)), target);
+    assert_eq!(unbranched("jumps by register", compares), target);
+    let is_key = |i: &Instruction| compares(i) && i.memory_displacement64() == 8;
+    assert_eq!(
+        changed("jumps by register", is_key, |i| i.set_memory_displacement64(24)),
+        Some(Why::Unchecked)
+    );
+    let (code, mut given) = translated("load");
+    given.entries.push(3);
+    assert_eq!(validate(&code, &given), Err(Violation { at: 3, why: Why::Target }));
+    let (mut code, given) = translated("load");
+    let last = *decoded(&code).last().unwrap();
+    code.truncate(last.ip() as usize);
+    assert_eq!(validate(&code, &given).unwrap_err().why, Why::End);
+    assert_eq!(validate(&[], &Given { version: 0, entries: vec![] }).unwrap_err().why, Why::Target);
+    code.push(0x0f);
+    assert_eq!(validate(&code, &given).unwrap_err().why, Why::NoInstruction);
+}
+
+#[test]
+fn nothing_is_known_where_the_engine_comes_back() {
+    let (code, mut given) = translated("load");
+    let access = decoded(&code).into_iter().find(accesses).unwrap();
+    given.entries.push(access.ip() as u32);
+    assert_eq!(validate(&code, &given), Err(Violation { at: access.ip() as usize, why: Why::Unchecked }));
+}
