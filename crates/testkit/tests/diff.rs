@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use umbra_testkit::diff::coverage;
 use umbra_testkit::diff::engine::{Guest, Tier};
+use umbra_testkit::diff::generate::with_code;
 use umbra_testkit::diff::ledger::days_since_1970;
 use umbra_testkit::diff::oracle::Oracle;
 use umbra_testkit::diff::run::{Plan, Subject, Summary, run};
 use umbra_testkit::diff::sequence::run::{self as sequence, Sides};
-use umbra_testkit::diff::state::{Bits, Outcome, Test};
+use umbra_testkit::diff::state::{Bits, Outcome, State, Test};
 
 fn report(s: &Summary) -> String {
     let lines = s
@@ -146,6 +147,39 @@ fn what_once_differed() {
             // A host that has not got the feature offers none of these forms.
             assert!(summary.tests > 0 || summary.compared.is_empty(), "{line}");
         }
+    }
+}
+
+/// A program of a list: mode, code, `rN=`, `flags=`, and `zmm=` for all bytes of these, in hexadecimal, colon, what was wrong. Its memory holds small numbers.
+fn listed_program(line: &str) -> Test {
+    let words: Vec<&str> = line.split(':').next().unwrap_or_default().split_whitespace().collect();
+    let [bits, code, rest @ ..] = &words[..] else { panic!("{line}") };
+    let bits = if *bits == "32" { Bits::ThirtyTwo } else { Bits::SixtyFour };
+    let hex = |text: &str| u64::from_str_radix(text, 16).expect(line);
+    let code: Vec<u8> = (0..code.len() / 2).map(|n| hex(&code[2 * n..2 * n + 2]) as u8).collect();
+    let mut state = State::empty();
+    state.memory.iter_mut().enumerate().for_each(|(n, b)| *b = n as u8);
+    for word in rest {
+        match word.split_once('=').expect(line) {
+            ("flags", value) => state.rflags = hex(value),
+            ("zmm", value) => state.zmm.iter_mut().for_each(|z| z.fill(hex(value) as u8)),
+            (register, value) => state.gpr[register[1..].parse::<usize>().expect(line)] = hex(value),
+        }
+    }
+    with_code(state, &code, bits)
+}
+
+#[test]
+fn programs_that_once_differed() {
+    let mut oracle = Oracle::start().expect("the child that runs instructions natively");
+    let mut guests = [Tier::Translator, Tier::Both, Tier::Interpreter]
+        .map(|tier| (tier, Guest::new(tier).expect("the engine's guest")));
+    for line in include_str!("../data/programs.txt").lines().filter(|l| !l.starts_with('#')) {
+        let mut sides: Vec<(Tier, &mut dyn Subject)> =
+            guests.iter_mut().map(|(tier, guest)| (*tier, guest as &mut dyn Subject)).collect();
+        let sides = &mut Sides { oracle: &mut oracle, guests: &mut sides };
+        let differ = sequence::check(&listed_program(line), sides).expect("both sides go on to the end");
+        assert_eq!(differ, None, "{line}");
     }
 }
 

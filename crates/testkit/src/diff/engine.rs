@@ -22,8 +22,8 @@ use umbra_x86::segment::{Segment, Table};
 
 use super::run::Subject;
 use super::state::{
-    Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, Outcome, PAGE, READ_ONLY_BYTE, State, Test, WINDOW,
-    digest,
+    Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, GS_BASE, Outcome, PAGE, READ_ONLY_BYTE, State, Test,
+    WINDOW, digest,
 };
 
 /// Linear address of the kernel's pages, which are at guest physical address zero: where a random address will hardly be.
@@ -329,7 +329,10 @@ fn segments(bits: Bits) -> [Segment; 6] {
     let flat = |selector, access| Segment { base: 0, limit: u32::MAX, selector, access, unusable: false };
     let data = flat(0x2b, 0xc0f3);
     match bits {
-        Bits::SixtyFour => [none, flat(0x33, 0xa0fb), data, none, none, none],
+        Bits::SixtyFour => {
+            let gs = Segment { base: GS_BASE, ..none };
+            [none, flat(0x33, 0xa0fb), data, none, none, gs]
+        }
         Bits::ThirtyTwo => [data, flat(0x23, 0xc0fb), data, data, none, none],
         Bits::Sixteen => {
             let code = Segment { base: CODE, limit: 0xffff, selector: 7, access: 0x00fb, unusable: false };

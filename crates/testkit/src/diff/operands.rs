@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, OpCodeOperandKind as K, OpKind, Register as R};
 
 use super::random::Random;
-use super::state::{Bits, CODE, CODE_OFFSET, CODE_SIZE, State, WINDOW};
+use super::state::{Bits, CODE, CODE_OFFSET, CODE_SIZE, GS_BASE, State, WINDOW};
 use super::values;
 
 /// An instruction in the making, with the state it will run on.
@@ -258,7 +258,8 @@ impl Builder<'_> {
     }
 
     fn offset(&self) -> u64 {
-        self.target.wrapping_sub(self.bits.data_base())
+        let is_gs = self.instruction.segment_prefix() == R::GS;
+        self.target.wrapping_sub(if is_gs { GS_BASE } else { self.bits.data_base() })
     }
 
     fn address_bits(&mut self) -> u32 {
@@ -273,8 +274,10 @@ impl Builder<'_> {
     fn memory(&mut self, n: u32) {
         self.instruction.set_op_kind(n, OpKind::Memory);
         if self.random.one_in(10) {
-            let segment = self.random.pick(&[R::ES, R::SS, R::DS, R::CS]);
-            self.instruction.set_segment_prefix(segment);
+            let segment = self.random.pick(&[R::ES, R::SS, R::DS, R::CS, R::GS]);
+            if segment != R::GS || self.bits == Bits::SixtyFour {
+                self.instruction.set_segment_prefix(segment);
+            }
         }
         match (self.address_bits(), self.pins) {
             (16, _) => self.memory16(),
@@ -314,7 +317,7 @@ impl Builder<'_> {
 
     fn memory_wide(&mut self, bits: u32) {
         if bits == 64 && self.random.one_in(8) {
-            let target = self.target;
+            let target = self.offset();
             self.instruction.set_memory_base(R::RIP);
             self.instruction.set_memory_displ_size(8);
             self.instruction.set_memory_displacement64(target);
@@ -354,7 +357,7 @@ impl Builder<'_> {
             return self.memory_wild(bits);
         }
         if bits == 64 && self.random.one_in(8) {
-            let target = self.target;
+            let target = self.offset();
             self.instruction.set_memory_base(R::RIP);
             self.instruction.set_memory_displ_size(8);
             self.instruction.set_memory_displacement64(target);
@@ -362,7 +365,11 @@ impl Builder<'_> {
         }
         let first = if bits == 64 { R::RAX } else { R::EAX };
         let mut sum = 0u64;
-        if !self.random.one_in(12) {
+        if self.random.one_in(10) {
+            // Near the stack pointer, which moves as the program runs.
+            self.instruction.set_memory_base(first + 4);
+            sum = self.offset().wrapping_sub(self.random.below(256)).wrapping_add(128);
+        } else if !self.random.one_in(12) {
             let base = self.random.pick(&pins.pointers);
             self.instruction.set_memory_base(first + u32::from(base));
             sum = self.state.gpr[usize::from(base)];

@@ -15,8 +15,8 @@ use std::ptr::{addr_of, addr_of_mut};
 use anyhow::{Context as _, ensure};
 
 use super::state::{
-    Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, ENDLESS, Outcome, PAGE, READ_ONLY_BYTE, State, Test,
-    WINDOW, digest,
+    Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, ENDLESS, GS_BASE, Outcome, PAGE, READ_ONLY_BYTE,
+    State, Test, WINDOW, digest,
 };
 
 /// Tests that are run at once.
@@ -335,7 +335,7 @@ unsafe fn child(block: *mut Block, go: i32, done: i32) -> ! {
     unsafe {
         let child = &mut *addr_of_mut!(CHILD);
         *child = Child { block, next: 0, running: false, go, done, areas: areas(), code: map_code() };
-        let ok = !child.code.is_null() && map_pages() && make_segments();
+        let ok = !child.code.is_null() && map_pages() && make_segments() && set_gs_base();
         if !ok {
             libc::_exit(1);
         }
@@ -396,6 +396,14 @@ unsafe fn map_pages() -> bool {
             && libc::mprotect((DATA + 3 * PAGE) as *mut _, PAGE as usize, libc::PROT_READ) == 0
             && libc::mprotect((DATA + 4 * PAGE) as *mut _, PAGE as usize, libc::PROT_NONE) == 0
     }
+}
+
+/// # Safety
+/// As [`child`]. Nothing else in the process uses GS.
+unsafe fn set_gs_base() -> bool {
+    const ARCH_SET_GS: libc::c_long = 0x1001;
+    // SAFETY: the caller's word.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, GS_BASE) == 0 }
 }
 
 /// Linux: `struct user_desc`.

@@ -10,6 +10,8 @@ pub const CODE_MAX: usize = 512;
 pub const CODE_SIZE: u64 = 0x1000;
 /// Linear address of the data pages: one that is not there, two to read and write, one to read, one that is not there.
 pub const DATA: u64 = 0x2000_0000;
+/// Base of GS in 64-bit mode. That of FS is the child's C library's.
+pub const GS_BASE: u64 = 0x1800_0000;
 /// Bytes of a page.
 pub const PAGE: u64 = 0x1000;
 /// Bytes of all of them.

@@ -94,6 +94,19 @@ pub fn run(plan: &Plan, sides: &mut Sides<'_>) -> anyhow::Result<Summary> {
     Ok(summary)
 }
 
+/// Runs one test on all sides: the first difference, as text.
+///
+/// # Errors
+/// The child or the engine died.
+pub fn check(test: &Test, sides: &mut Sides<'_>) -> anyhow::Result<Option<String>> {
+    let outcomes = sides.oracle.run(&[*test])?;
+    let Some(host) = outcomes.first() else { return Ok(None) };
+    let different = compare(test, host, sides.guests)?;
+    Ok(different.map(|(tier, run, differ)| {
+        format!("{tier:?}, run {run}\n{}    {}", listing(test), differ.join("\n    "))
+    }))
+}
+
 fn batch(programs: &[(u64, Program)], sides: &mut Sides<'_>, summary: &mut Summary) -> anyhow::Result<()> {
     let tests: Vec<(usize, Test)> =
         programs.iter().enumerate().filter_map(|(n, p)| p.1.test().map(|t| (n, t))).collect();
