@@ -11,22 +11,23 @@ use crate::exec::{Op, OpRef};
 
 /// The most instructions of a block: keeps the wait for attention and the stack of a debug build short.
 pub(crate) const INSTRUCTIONS_MAX: usize = 64;
-/// Eight-byte words for blocks of one processor at first: 12 MiB, which the start of a Linux guest fits once or twice...
-const WORDS_FIRST: usize = 12 << 17;
-/// ... and at last: 96 MiB.
+/// Eight-byte words for the blocks of a machine at first: 8 MiB, which the start of a Linux guest fills a few times. Its processors
+/// mostly run the same code, and share them...
+const WORDS_FIRST: usize = 8 << 17;
+/// ... and at last, each: 96 MiB.
 const WORDS_LAST: usize = 96 << 17;
-/// Processors of one machine mostly run the same code, and share twice that...
-const SHARE: usize = 2;
-/// ... down to 2 MiB each.
+/// No processor has less than 2 MiB.
 const WORDS_MIN: usize = 2 << 17;
-/// A cache that fills again within this time is too small.
+/// A cache that fills again within this time, over and over...
 const SOON: Duration = Duration::from_secs(3);
+/// ... until so many words have been used is too small: its guest works, and does not only start.
+const WORDS_SOON: usize = 64 << 17;
 /// Sets of the table by physical address, at first.
-const SETS: usize = 1 << 14;
+const SETS: usize = 1 << 12;
 /// Blocks of a set, which is a cache line.
 const WAYS: usize = 4;
 /// Entries of the table by linear address.
-const JUMPS: usize = 1 << 13;
+const JUMPS: usize = 1 << 12;
 /// Eight-byte words of an [`Instruction`].
 const INSTRUCTION_WORDS: usize = size_of::<Instruction>().div_ceil(8);
 /// The most words of one block.
@@ -112,6 +113,15 @@ impl Block {
     }
 }
 
+/// A block by its place in the cache; good until that is emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BlockId(u32);
+
+impl BlockId {
+    /// No block.
+    pub(crate) const NONE: Self = Self(u32::MAX);
+}
+
 /// What a block is made of.
 pub(super) struct Parts<'a> {
     pub block: Block,
@@ -158,8 +168,9 @@ pub struct Cache {
     arena: Box<[MaybeUninit<u64>]>,
     /// Words of it that may be used for now.
     limit: usize,
-    /// When those were last all used.
+    /// When those were last all used, and how many in a row, each time soon after the time before.
     filled: Option<Instant>,
+    in_a_row: usize,
     used: usize,
     table: Box<[Set]>,
     /// Which block of a full set goes next.
@@ -182,12 +193,13 @@ unsafe impl Send for Cache {}
 impl Cache {
     /// An empty cache for one of `processors`.
     pub fn new(processors: usize) -> Box<Self> {
-        let share = |words: usize| (words * SHARE / processors.max(1)).clamp(WORDS_MIN, words);
+        let share = |words: usize| (words / processors.max(1)).max(WORDS_MIN);
         Box::new(Self {
             // Memory comes as it is used.
-            arena: Box::new_uninit_slice(share(WORDS_LAST)),
+            arena: Box::new_uninit_slice(share(2 * WORDS_LAST).min(WORDS_LAST)),
             limit: share(WORDS_FIRST),
             filled: None,
+            in_a_row: 0,
             used: BLOCK_WORDS_MAX,
             table: vec![Set::NONE; SETS].into(),
             victim: 0,
@@ -212,7 +224,8 @@ impl Cache {
     fn make_room(&mut self) {
         let now = Instant::now();
         let soon = self.filled.replace(now).is_some_and(|before| now.duration_since(before) < SOON);
-        if soon && self.limit < self.arena.len() {
+        self.in_a_row = if soon { self.in_a_row.saturating_add(self.limit) } else { 0 };
+        if self.in_a_row >= WORDS_SOON && self.limit < self.arena.len() {
             self.limit = (2 * self.limit).min(self.arena.len());
             self.double_table();
         } else {
@@ -243,6 +256,18 @@ impl Cache {
     /// Remembers a block by linear address.
     pub(super) fn set_jump(&mut self, link: Link) {
         self.jumps[Self::jump_index(link.rip, link.key)] = link;
+    }
+
+    /// The place of a block of this cache.
+    pub(crate) fn id(&self, block: *const Block) -> BlockId {
+        let words = (block as usize).wrapping_sub(self.arena.as_ptr() as usize) / 8;
+        u32::try_from(words).map_or(BlockId::NONE, BlockId)
+    }
+
+    /// The block at a place.
+    #[inline]
+    pub(crate) fn block(&mut self, id: BlockId) -> Option<*mut Block> {
+        (id != BlockId::NONE).then(|| self.arena.as_mut_ptr().wrapping_add(id.0 as usize).cast())
     }
 
     fn set(&mut self, key: u64) -> &mut Set {

@@ -195,7 +195,7 @@ impl Cpu {
         let base = t.area.offset_of(entry) as u32;
         for site in &mut sites {
             site.version = block.version;
-            (site.host, site.retry, site.resume) = (site.host + base, site.retry + base, site.resume + base);
+            (site.at, site.resume) = (site.at + base, site.resume + base);
         }
         t.sites.append(&mut sites);
         block.code_at = entry;
@@ -398,7 +398,7 @@ impl Builder<'_> {
         let place = self.emit_copy(i, memory)?;
         if copied.raises {
             let mut site = Site::new(Kind::Native, self.offset);
-            (site.host, site.flags_live) = (place as u32, self.flags.host);
+            (site.at, site.flags_live) = (place as u32, self.flags.host);
             self.site(site);
         }
         if i.rflags_modified() & flags::ALL != 0 {
@@ -449,7 +449,7 @@ impl Builder<'_> {
     /// The slow path of the instruction at hand is taken by `hole`.
     pub(super) fn slow_at(&mut self, hole: Hole, kind: Kind, retry: usize) {
         let mut site = Site::new(kind, self.offset);
-        site.retry = retry as u32;
+        site.at = retry as u32;
         let site = self.site(site);
         self.stubs.push(Stub::Slow { hole, site, resume: 0, load: false });
     }
@@ -461,7 +461,7 @@ impl Builder<'_> {
         let number = self.site(site);
         self.asm.mov_mi32(state(fast(offset_of!(Fast, site))), number);
         self.asm.jmp_m(state(fast(offset_of!(Fast, slow))));
-        (site.retry, site.resume) = (retry, self.asm.len() as u32);
+        (site.at, site.resume) = (retry, self.asm.len() as u32);
         if let Some(last) = self.sites.last_mut() {
             *last = Site { version: self.version, ..site };
         }

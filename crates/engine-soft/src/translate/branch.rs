@@ -217,10 +217,8 @@ impl Builder<'_> {
         if target == i32::from(self.start) {
             return self.asm.fill(hole, 0);
         }
-        let site = self.site(Site {
-            host: super::asm::Asm::place(&hole) as u32,
-            ..Site::new(Kind::Link, target as u16)
-        });
+        let site = self
+            .site(Site { at: super::asm::Asm::place(&hole) as u32, ..Site::new(Kind::Link, target as u16) });
         self.stubs.push(Stub::Exit { hole, site });
     }
 

@@ -65,9 +65,9 @@ pub(crate) use enter::{HostFault, find_fault};
 pub(crate) use run::Left;
 
 /// Entries of the table by linear address.
-const JUMPS: usize = 1 << 14;
+const JUMPS: usize = 1 << 13;
 /// How often a block runs in the interpreter before it is translated.
-const AFTER: u32 = 32;
+const AFTER: u32 = 64;
 /// Sites that a processor may have.
 const SITES_MAX: usize = 1 << 20;
 

@@ -60,7 +60,7 @@ impl Cpu {
         let fault = self.fast.host_fault;
         let t = &self.translator;
         let at = t.area.offset_of(fault.rip as *const u8) as u32;
-        let site = t.sites.iter().rev().find(|s| s.kind == Kind::Native && s.host == at);
+        let site = t.sites.iter().rev().find(|s| s.kind == Kind::Native && s.at == at);
         // A translation raises exceptions only at such sites; an instruction that is retried by the interpreter raises its own.
         let Some(site) = site.copied() else { return Exit::Fault };
         self.rip = self.fast.page | u64::from(site.offset);
@@ -84,13 +84,13 @@ impl Cpu {
             Left::Jump => self.announce(block.code_at),
             Left::Link(site) => {
                 if let Some(site) = t.sites.get(site as usize).filter(|s| s.kind == Kind::Link) {
-                    let from = site.host;
+                    let from = site.at;
                     t.area.patch(from as usize, block.code_at);
                 }
             }
             Left::Stale(site) => {
                 if let Some(site) = t.sites.get(site as usize).filter(|s| s.kind == Kind::Stale) {
-                    let entry = site.host;
+                    let entry = site.at;
                     t.area.redirect(entry as usize, block.code_at);
                 }
             }

@@ -1,6 +1,6 @@
 //! What is known of a place in a translation.
 
-use crate::decode::Block;
+use crate::decode::BlockId;
 
 /// The site of exits that looked an address up and did not find it.
 pub(super) const LOOKED_UP: u32 = 0;
@@ -42,34 +42,25 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Site {
     pub kind: Kind,
-    /// Status flags are the host's when the instruction runs.
-    pub flags_live: bool,
     /// Where in its page the guest's instruction is (or, of an exit, where it leads).
     pub offset: u16,
+    /// Status flags are the host's when the instruction runs.
+    pub flags_live: bool,
     /// The version of the page that was translated.
     pub version: u32,
-    /// Where the host's instruction is that may raise an exception, from the start of the area; of a link, its displacement; of a stale
+    /// An offset into the area: where to try again; of a native instruction, where it is; of a link, its displacement; of a stale
     /// block, its entry.
-    pub host: u32,
-    /// Where to try again.
-    pub retry: u32,
-    /// Where to go on after the interpreter did the instruction.
+    pub at: u32,
+    /// Where to go on after the interpreter did the instruction; 0 to leave.
     pub resume: u32,
     /// The instruction as a block of its own, once it has been needed.
-    pub alone: *mut Block,
+    pub alone: BlockId,
 }
+
+const _: () = assert!(size_of::<Site>() == 24);
 
 impl Site {
     pub(super) fn new(kind: Kind, offset: u16) -> Self {
-        Self {
-            kind,
-            flags_live: false,
-            offset,
-            version: 0,
-            host: 0,
-            retry: 0,
-            resume: 0,
-            alone: std::ptr::null_mut(),
-        }
+        Self { kind, offset, flags_live: false, version: 0, at: 0, resume: 0, alone: BlockId::NONE }
     }
 }

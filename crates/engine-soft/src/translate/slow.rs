@@ -22,11 +22,11 @@ pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, tag: u64, entry: *const
     let site = cpu.translator.sites[number];
     cpu.rip = cpu.fast.page | u64::from(site.offset);
     match site.kind {
-        Kind::Access { write } if cpu.fill(tag, entry, write) => return cpu.translator.address(site.retry),
+        Kind::Access { write } if cpu.fill(tag, entry, write) => return cpu.translator.address(site.at),
         Kind::Vector(bit) => match cpu.wanted_vectors(bit) {
             Ok(live) => {
                 cpu.fast.wanted = live;
-                return cpu.translator.address(site.retry);
+                return cpu.translator.address(site.at);
             }
             Err(fault) => return cpu.leave_with(Exit::Fault, Some(fault)),
         },
@@ -78,10 +78,10 @@ impl Cpu {
         let epoch = self.cache.epoch;
         let start = self.rip;
         // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
-        let usable = !site.alone.is_null() && unsafe { (*site.alone).is_current() };
-        let block = match usable {
-            true => site.alone,
-            false => match self.look_up_block(true) {
+        let known = self.cache.block(site.alone).filter(|block| unsafe { (**block).is_current() });
+        let block = match known {
+            Some(block) => block,
+            None => match self.look_up_block(true) {
                 Ok(block) => block,
                 Err(fault) => return self.leave_with(Exit::Fault, Some(fault)),
             },
@@ -89,7 +89,7 @@ impl Cpu {
         // SAFETY: as above, or it was looked up just now.
         let is_same = unsafe { (*block).lasting && (*block).version == site.version };
         if self.cache.epoch == epoch && is_same {
-            self.translator.sites[number].alone = block;
+            self.translator.sites[number].alone = self.cache.id(block);
         }
         let first = Block::ops(block);
         match (first.run)(self, first) {
