@@ -108,17 +108,17 @@ impl Cpu {
         // SAFETY: guest memory's tracking outlives the processor.
         let code: &CodePage = unsafe { &*b.code };
         let used = usize::from(start)..items.last().map_or(0, Item::end);
-        let is_same = |range: &std::ops::Range<usize>| {
-            if code.mark(range.start as u64, range.len() as u64).0 != b.version {
-                return false;
+        for range in std::iter::once(used).chain(looked) {
+            let gpa = (fetch.gpa & !0xfff) + range.start as u64;
+            if code.version() != b.version || self.mark_code(code, gpa, range.len()) != b.version {
+                return Ok(false);
             }
             let mut now = vec![0; range.len()];
             // SAFETY: as above; the range lies within the page.
             unsafe { copy_out(page.wrapping_add(range.start), &mut now) };
-            now == bytes[range.clone()]
-        };
-        if !is_same(&used) || !looked.iter().all(is_same) {
-            return Ok(false);
+            if now != bytes[range] {
+                return Ok(false);
+            }
         }
         self.install(b, &items, needed, start)
     }
@@ -127,9 +127,7 @@ impl Cpu {
     pub(crate) fn is_linkable(&self) -> bool {
         const HALF: u64 = 1 << 47;
         const FAR: u64 = 1 << 33;
-        self.rip.wrapping_add(HALF).wrapping_sub(FAR) < 2 * HALF - 2 * FAR
-            && self.rip.wrapping_sub(HALF - FAR) >= 2 * FAR
-            || self.rip.wrapping_add(FAR) < 2 * FAR
+        self.rip.wrapping_add(HALF).wrapping_sub(FAR) < 2 * (HALF - FAR)
     }
 
     /// The instructions of the block at `start`.
