@@ -128,14 +128,23 @@ impl Cpu {
     /// Marks code, so that whoever writes to it tells. Gives the version that must still be there when the bytes have been read.
     fn mark(&mut self, fetch: &Fetch, len: usize) -> u32 {
         // SAFETY: `fetch` gives the tracking of guest memory, which outlives the processor.
-        let code: &CodePage = unsafe { &*fetch.code };
-        if code.has_code() {
-            return code.mark(fetch.gpa % 4096, len as u64).0;
+        self.mark_code(unsafe { &*fetch.code }, fetch.gpa, len)
+    }
+
+    /// The same of `len` bytes at `gpa`, in the page of `code`.
+    pub(crate) fn mark_code(&mut self, code: &CodePage, gpa: u64, len: usize) -> u32 {
+        let marked = code.has_code().then(|| code.mark(gpa % 4096, len as u64));
+        if let Some((version, false)) = marked {
+            return version;
         }
         // Until now processors may have written here without telling.
         self.stop_world();
-        let (version, _) = code.mark(fetch.gpa % 4096, len as u64);
-        self.tlb.forget_writes_of(fetch.gpa);
+        if marked.is_some() {
+            // The code was written to right before it was marked: whoever has marked more since then believes that all tell.
+            code.void();
+        }
+        let (version, _) = code.mark(gpa % 4096, len as u64);
+        self.tlb.forget_writes_of(gpa);
         self.shared.forget_writes(Some(self.id));
         self.resume_world();
         version

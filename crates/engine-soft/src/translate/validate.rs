@@ -87,7 +87,7 @@ pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site]) {
     }
     let version = block.code.wrapping_byte_add(CodePage::VERSION_OFFSET) as u64;
     let returns = |site: &&Site| matches!(site.kind, Kind::Access { .. } | Kind::Call | Kind::Vector(_));
-    let entries = sites.iter().filter(returns).flat_map(|site| [site.retry, site.resume]).collect();
+    let entries = sites.iter().filter(returns).flat_map(|site| [site.at, site.resume]).collect();
     let given = &Given { version, entries };
     #[cfg(test)]
     seen::note(code, given);

@@ -5,7 +5,7 @@
 
 use umbra_memory::{Backing, Memory, Region, RegionKind};
 use umbra_x86::reg::gpr::RSP;
-use umbra_x86::segment::sreg;
+use umbra_x86::segment::{Segment, sreg};
 
 use super::hex;
 use crate::exec::test::guest::{CODE, DATA, Guest, RAM, SEEN, STACK};
@@ -166,6 +166,64 @@ fn accesses() -> Vec<Vec<u8>> {
     ]
 }
 
+/// The same in 32-bit code.
+fn narrow_accesses() -> Vec<Vec<u8>> {
+    vec![
+        // mov eax,[ebx]
+        hex("8b03"),
+        // mov [ebx+0x7fffffff],al
+        hex("8883ffffff7f"),
+        // add [ebx+ecx*8-1],edx
+        hex("0154cbff"),
+        // mov ax,[ebx+ecx]
+        hex("668b040b"),
+        // inc dword ptr [ecx*4-4]
+        hex("ff048dfcffffff"),
+        // mov eax,[0xfffffffe]
+        hex("a1feffffff"),
+        // mov [0xffffffff],al
+        hex("a2ffffffff"),
+        // mov eax,fs:[ebx]
+        hex("648b03"),
+        // mov gs:[ebx+ecx],al
+        hex("6588040b"),
+        // lock xadd [ebx+ecx*2],edx
+        hex("f00fc1144b"),
+        // lock cmpxchg8b [ebx]
+        hex("f00fc70b"),
+        // movups xmm0,[ebx+ecx]
+        hex("0f10040b"),
+        // movups [ebx-16],xmm1
+        hex("0f114bf0"),
+        // vmovdqu [ebx],ymm1
+        hex("c5fe7f0b"),
+        // vmovdqu64 zmm1,[ebx+ecx*8]
+        hex("62f1fe486f0ccb"),
+        // mov esp,ebx; push eax
+        hex("89dc50"),
+        // mov esp,ebx; pop eax
+        hex("89dc58"),
+        // mov esp,ebx; call .+5
+        hex("89dce800000000"),
+        // mov esp,ebx; ret
+        hex("89dcc3"),
+        // mov ebp,ebx; leave
+        hex("89ddc9"),
+        // jmp ebx
+        hex("ffe3"),
+        // jmp [ebx+ecx]
+        hex("ff240b"),
+        // call [ebx]
+        hex("ff13"),
+        // bts [ebx],ecx
+        hex("0fab0b"),
+        // mov al,[bx+si]
+        hex("678a00"),
+        // mov edi,ebx; stosd
+        hex("89dfab"),
+    ]
+}
+
 /// Memory of the host that nobody may touch, filled with a pattern.
 struct Canary {
     at: *mut u8,
@@ -229,11 +287,20 @@ impl Drop for Canary {
     }
 }
 
+/// What code it runs.
+#[derive(Debug, Clone, Copy)]
+struct Mode {
+    bits: u32,
+    user: bool,
+}
+
 /// One guest, and what it may not touch.
 struct Prisoner {
     guest: Guest,
     ram: *mut u8,
     canaries: Vec<Canary>,
+    /// As it starts.
+    segments: [Segment; 6],
     /// On the heap, before and after the guest's tables.
     neighbours: [Vec<Box<[u8]>>; 2],
 }
@@ -245,7 +312,7 @@ fn neighbours() -> Vec<Box<[u8]>> {
 }
 
 impl Prisoner {
-    fn new(after: u32) -> Self {
+    fn new(after: u32, mode: Mode) -> Self {
         let before = neighbours();
         let region = Region::map(0, RAM, RegionKind::Ram, Backing::memfd(c"guest", RAM).unwrap()).unwrap();
         let ram = region.host();
@@ -260,7 +327,14 @@ impl Prisoner {
         guest.cpu.cr4.insert(umbra_x86::reg::Cr4::OSXSAVE);
         guest.cpu.xcr0 = if std::arch::is_x86_feature_detected!("avx512f") { 0xe7 } else { 7 };
         guest.cpu.update_context();
-        Self { guest, ram, canaries, neighbours: [before, neighbours()] }
+        if mode.bits == 32 {
+            guest.narrow();
+        }
+        if mode.user {
+            guest.user();
+        }
+        let segments = guest.cpu.seg.clone();
+        Self { guest, ram, canaries, segments, neighbours: [before, neighbours()] }
     }
 
     fn check(&self) {
@@ -307,7 +381,9 @@ impl Prisoner {
         (guest.cpu.gpr[3], guest.cpu.gpr[1]) = (base, index);
         guest.cpu.gpr[RSP] = STACK;
         guest.cpu.rflags = 2;
+        guest.cpu.seg = self.segments.clone();
         (guest.cpu.seg[sreg::FS].base, guest.cpu.seg[sreg::GS].base) = (bases[0], bases[1]);
+        guest.cpu.update_mode();
         guest.cpu.cr2 = 0;
         guest.bytes(CODE, code);
         guest.bytes(CODE + code.len() as u64, &[0xf4]);
@@ -349,47 +425,58 @@ fn wild(random: &mut Random, targets: &[u64]) -> u64 {
     }
 }
 
-fn roam(seed: u64, rounds: usize) {
+/// How many of the rounds ended in an exception whose handler ran.
+fn roam(mode: Mode, seed: u64, rounds: usize) -> usize {
     let mut random = Random(seed);
-    let mut prisoners = [Prisoner::new(0), Prisoner::new(u32::MAX)];
-    let accesses = accesses();
+    let pair = || [Prisoner::new(0, mode), Prisoner::new(u32::MAX, mode)];
+    let mut prisoners = pair();
+    let accesses = if mode.bits == 64 { accesses() } else { narrow_accesses() };
+    let accesses: Vec<&Vec<u8>> = accesses.iter().collect();
     let mut targets = prisoners[0].targets();
     let mut faults = 0;
     for round in 0..rounds {
-        let mut code = random.of(&accesses.iter().collect::<Vec<_>>()).clone();
+        let mut code = random.of(&accesses).clone();
         if random.next() >> 62 == 0 {
-            code.extend(random.of(&accesses.iter().collect::<Vec<_>>()));
+            code.extend(random.of(&accesses));
         }
         let (base, index) = (wild(&mut random, &targets), wild(&mut random, &targets));
-        let bases = [wild(&mut random, &targets), wild(&mut random, &targets)];
+        let mut bases = [wild(&mut random, &targets), wild(&mut random, &targets)];
+        if mode.bits == 32 {
+            bases = bases.map(|base| base & 0xffff_ffff);
+        }
         let [one, two] = prisoners.each_mut().map(|p| p.run(&code, base, index, bases));
-        assert_eq!(one, two, "seed {seed:#x} round {round}: {code:x?} {base:#x} {index:#x} {bases:x?}");
+        assert_eq!(one, two, "{mode:?} {seed:#x} {round}: {code:x?} {base:#x} {index:#x} {bases:x?}");
         faults += usize::from(one.1 != 0xff);
         if round % 512 == 0 {
             prisoners.iter().for_each(Prisoner::check);
         }
-        // It may have broken its own tables.
-        let works = |p: &mut Prisoner| p.run(&[0x0f, 0x0b], 0, 0, [0, 0]).1 == 6;
-        if round % 64 == 0 && !prisoners.iter_mut().all(works) {
+        // It may have broken its own tables. In user mode no handler can run.
+        let works = |p: &mut Prisoner| mode.user || p.run(&[0x0f, 0x0b], 0, 0, [0, 0]).1 == 6;
+        if round % 64 == 0 && !prisoners.iter_mut().all(works) || round % 2048 == 2047 {
             prisoners.iter().for_each(Prisoner::check);
-            prisoners = [Prisoner::new(0), Prisoner::new(u32::MAX)];
+            prisoners = pair();
             targets = prisoners[0].targets();
         }
     }
     prisoners.iter().for_each(Prisoner::check);
-    assert!(faults > rounds / 3 && faults < rounds, "{faults}");
+    faults
 }
 
 #[test]
 fn wild_addresses_stay_inside() {
+    const ROUNDS: usize = 5_000;
     for seed in [0x9e37_79b9_7f4a_7c15, 0xb5ad_4ece_da1c_e2a9] {
-        roam(seed, 6_000);
+        let faults = roam(Mode { bits: 64, user: false }, seed, ROUNDS);
+        assert!(faults > ROUNDS / 3 && faults < ROUNDS, "{faults}");
     }
+    let faults = roam(Mode { bits: 32, user: false }, 0x1234_5678_9abc_def1, ROUNDS);
+    assert!(faults > ROUNDS / 3 && faults < ROUNDS, "{faults}");
+    roam(Mode { bits: 64, user: true }, 0x2545_f491_4f6c_dd1d, ROUNDS);
 }
 
 #[test]
 fn canaries_are_there() {
-    let mut prisoner = Prisoner::new(0);
+    let mut prisoner = Prisoner::new(0, Mode { bits: 64, user: false });
     assert!(!prisoner.canaries.is_empty());
     prisoner.check();
     // SAFETY: the canary's own page.

@@ -6,6 +6,7 @@ mod golden_test;
 mod hostile_test;
 mod operand_test;
 mod program;
+mod system_test;
 mod validate_test;
 mod vector_test;
 

@@ -286,3 +286,30 @@ fn nothing_is_known_where_the_engine_comes_back() {
     given.entries.push(access.ip() as u32);
     assert_eq!(validate(&code, &given), Err(Violation { at: access.ip() as usize, why: Why::Unchecked }));
 }
+
+#[test]
+fn whatever_the_bytes_are_it_judges() {
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mut passed = 0;
+    for name in ["load", "store", "push and pop", "call through memory", "packed single"] {
+        let (code, given) = translated(name);
+        for _ in 0..2_000 {
+            let mut broken = code.clone();
+            let at = next() as usize % broken.len();
+            broken[at] = next() as u8;
+            passed += usize::from(validate(&broken, &given).is_ok());
+        }
+    }
+    // Some changes do no harm: constants, the guest's own registers.
+    assert!((100..5_000).contains(&passed), "{passed}");
+    for _ in 0..5_000 {
+        let noise: Vec<u8> = (0..next() % 64).map(|_| next() as u8).collect();
+        let _ = validate(&noise, &Given { version: 0, entries: vec![] });
+    }
+}
