@@ -20,24 +20,29 @@ fn check(engine: &dyn Engine, moves: Moves) {
     assert!(failures.is_empty(), "{} programs fail:\n{}", failures.len(), failures.join("\n"));
 }
 
+/// The software engine in both its tiers: everything interpreted, everything translated at once.
+fn tiers() -> [SoftEngine; 2] {
+    [u32::MAX, 0].map(|runs| SoftEngine::new().expect("the software engine").translating_after(runs))
+}
+
 #[test]
 fn software_engine() {
-    check(&SoftEngine::new().expect("the software engine"), Moves::Never);
+    tiers().iter().for_each(|engine| check(engine, Moves::Never));
 }
 
 #[test]
 fn software_engine_saved_and_restored_at_each_mark() {
-    check(&SoftEngine::new().expect("the software engine"), Moves::AtMarks);
+    tiers().iter().for_each(|engine| check(engine, Moves::AtMarks));
 }
 
 #[test]
 fn software_engine_saved_and_restored_every_millisecond() {
-    check(&SoftEngine::new().expect("the software engine"), Moves::Every(Duration::from_millis(1)));
+    tiers().iter().for_each(|engine| check(engine, Moves::Every(Duration::from_millis(1))));
 }
 
 #[test]
 fn a_whole_machine_survives_random_accesses() {
-    let starts = hostile_rounds(|| Ok(Box::new(SoftEngine::new()?)), 12).expect("each round ends well");
+    let starts = hostile_rounds(|| Ok(Box::new(SoftEngine::new()?.translating_after(1))), 12).expect("each round ends well");
     println!("guests started: {starts:?}");
     assert!(starts.iter().all(|n| *n > 0));
 }
