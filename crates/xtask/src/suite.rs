@@ -122,11 +122,17 @@ fn run_step(root: &Path, step: Step) -> Result<()> {
         }
         Step::Unit if has_nextest() => {
             cargo(root, &["nextest", "run", "--workspace", "--no-fail-fast"])?;
+            cargo_with(
+                root,
+                &["nextest", "run", "-p", "umbra-engine-soft", "--lib", "--no-fail-fast"],
+                TRANSLATED,
+            )?;
             cargo(root, &["test", "--workspace", "--doc"])
         }
         Step::Unit => {
             println!("xtask test: cargo-nextest is not installed, using cargo test");
-            cargo(root, &["test", "--workspace", "--no-fail-fast"])
+            cargo(root, &["test", "--workspace", "--no-fail-fast"])?;
+            cargo_with(root, &["test", "-p", "umbra-engine-soft", "--lib"], TRANSLATED)
         }
         Step::Fuzz => fuzz::run(root, &FuzzOptions::default()),
         Step::Boot => guests(root, "boot"),
@@ -149,8 +155,15 @@ fn has_nextest() -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs cargo, and ends it with all that it started where it takes longer than [`STEP_LIMIT_SECONDS`].
+/// Lets the software engine translate every block at its first run.
+const TRANSLATED: &[(&str, &str)] = &[("UMBRA_TRANSLATE_AFTER", "0")];
+
 fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    cargo_with(root, args, &[])
+}
+
+/// Runs cargo in this environment, and ends it with all that it started where it takes longer than [`STEP_LIMIT_SECONDS`].
+fn cargo_with(root: &Path, args: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new("timeout")
         .args(["--kill-after=20", STEP_LIMIT_SECONDS])
@@ -158,6 +171,7 @@ fn cargo(root: &Path, args: &[&str]) -> Result<()> {
         .args(args)
         // A failed test tells what it saw; where in the harness that was helps nobody.
         .env("RUST_LIB_BACKTRACE", "0")
+        .envs(environment.iter().copied())
         .current_dir(root)
         .status()
         .context("cannot run cargo")?;
