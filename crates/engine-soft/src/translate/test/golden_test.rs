@@ -52,11 +52,11 @@ fn golden() {
     let kept = sections(&kept);
     assert_eq!(kept.len(), made.len(), "write {FILE} anew: see the head of this test");
     for ((name, made), kept) in made.iter().zip(kept) {
-        let Some(made) = made else { continue };
-        assert_eq!(
-            made.trim(),
-            kept,
-            "{name}: write the file anew if that is meant: see the head of this test"
+        let Some(made) = made.as_deref().map(str::trim) else { continue };
+        let first = made.lines().zip(kept.lines()).find(|(made, kept)| made != kept);
+        assert!(
+            made == kept,
+            "{name}: made and kept differ: {first:#?}; write the file anew if that is meant: see the head"
         );
     }
 }
