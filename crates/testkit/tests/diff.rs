@@ -84,6 +84,9 @@ fn sequences(bits: Bits) {
         assert!(summary.endless <= 1 + summary.programs / 1000, "{} did not end", summary.endless);
         assert!(summary.exceptions.len() > 3, "exceptions: {:?}", summary.exceptions);
     }
+    for (tier, guest) in &guests {
+        assert_eq!(guest.translated() > 0, *tier != Tier::Interpreter, "{tier:?}");
+    }
 }
 
 #[test]

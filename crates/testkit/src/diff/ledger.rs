@@ -11,7 +11,16 @@ use anyhow::Context as _;
 const HEADER: &str = "# Ledger of differential fuzzing
 
 A line a run of `diff-fuzz --ledger`: the engine against the processor that it ran on. What each form has seen in all of
-them is in [fuzz-coverage.csv](fuzz-coverage.csv). A commit with `+` had changes on top.
+them is in [fuzz-coverage.csv](fuzz-coverage.csv): cases that raised no exception. A commit with `+` had changes on top.
+
+    cargo run --release -p umbra-testkit --bin diff-fuzz -- --mode 64 --seed 1 --seconds 900 --until 1000 \\
+        --coverage docs/fuzz-coverage.csv --ledger docs/fuzz-ledger.md
+    cargo run --release -p umbra-testkit --bin diff-fuzz -- --sequences --tier all --mode 64 --seed 1 --seconds 900 \\
+        --coverage docs/fuzz-coverage.csv --ledger docs/fuzz-ledger.md
+
+Differences that the manual allows are in `crates/testkit/data/undefined.txt`, by name, with the manual's section; forms that
+cannot be compared in `crates/testkit/data/not-compared.txt`, with the reason. Tier `Both` interprets a block once before it is translated.
+In a sequence, a status flag that is dead at a fault may have another value: see `crates/testkit/src/diff/sequence/flags.rs`.
 
 | date (UTC) | commit | what | mode | tier | seed | cases | came to their end | differ |
 |---|---|---|---|---|---|---|---|---|

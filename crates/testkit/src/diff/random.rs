@@ -20,7 +20,8 @@ impl Random {
 
     /// A number below `end`, which is not zero.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.bits() % end
+        // Without a division; some numbers are a little likelier than others.
+        ((u128::from(self.bits()) * u128::from(end)) >> 64) as u64
     }
 
     /// True once in `n` times.

@@ -2,6 +2,8 @@
 //!
 //! Whether a component is in use is found by comparing it with its initial state, as the manual allows.
 
+use std::ops::Range;
+
 use iced_x86::{Code, Instruction, Mnemonic as M};
 use umbra_x86::cpuid::{CpuidTable, feature};
 use umbra_x86::reg::{Cr0, Cr4, MXCSR_RESET, gpr};
@@ -27,12 +29,6 @@ pub fn handler(code: Code) -> Option<Slow> {
         C::Xrstor_mem | C::Xrstor64_mem | C::Xrstors_mem | C::Xrstors64_mem => restore,
         _ => return None,
     })
-}
-
-/// Bytes of an image of the components in `set`, standard or compacted.
-fn xsave_size(cpuid: &CpuidTable, set: u64, compacted: bool) -> u32 {
-    let end = places(cpuid, set, compacted).into_iter().map(|p| p.at + p.size).max();
-    end.unwrap_or(EXTENDED) as u32
 }
 
 /// Where an extended component lies in an image.
@@ -119,21 +115,34 @@ fn store_mxcsr(cpu: &mut Cpu, linear: u64) -> Exec {
     store(cpu, linear, 24, &pair.to_le_bytes())
 }
 
-/// Checks that all of an image can be written before any of it is.
-fn check_writable(cpu: &mut Cpu, linear: u64, len: u64) -> Exec {
-    let mut at = 0;
-    while at < len {
-        let n = (len - at).min(4096 - linear.wrapping_add(at) % 4096);
-        cpu.host(linear.wrapping_add(at), n, true)?;
-        at += n;
+/// Checks that all that is requested of an image, in use or not, can be written before any of it is.
+fn check_writable(cpu: &mut Cpu, linear: u64, set: u64, compacted: bool) -> Exec {
+    let mut parts = legacy_parts(set, compacted);
+    parts.push(HEADER..EXTENDED);
+    parts.extend(places(&cpu.cpuid, set, compacted).iter().map(|p| p.at..p.at + p.size));
+    for part in parts {
+        let (mut at, end) = (part.start as u64, part.end as u64);
+        while at < end {
+            let n = (end - at).min(4096 - linear.wrapping_add(at) % 4096);
+            cpu.host(linear.wrapping_add(at), n, true)?;
+            at += n;
+        }
     }
     Ok(())
+}
+
+/// The parts of the legacy region that the components in `set` have; MXCSR is one of SSE, and in the standard form of AVX.
+fn legacy_parts(set: u64, compacted: bool) -> Vec<Range<usize>> {
+    let has_mxcsr = set & if compacted { SSE } else { SSE | AVX } != 0;
+    let x87 = layout::X87.map(|range| (set & X87 != 0, range));
+    let others = [(has_mxcsr, 24..32), (set & SSE != 0, layout::XMM..layout::XMM_END)];
+    x87.into_iter().chain(others).filter(|part| part.0).map(|part| part.1).collect()
 }
 
 fn save_standard(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let (linear, set) = begin(cpu, i, true)?;
     let long = cpu.mode.code == 64;
-    check_writable(cpu, linear, xsave_size(&cpu.cpuid, set, false).into())?;
+    check_writable(cpu, linear, set, false)?;
     let used = in_use(cpu);
     // XSAVEOPT leaves out what is in its initial state.
     let optimized = matches!(i.mnemonic(), M::Xsaveopt | M::Xsaveopt64);
@@ -160,7 +169,7 @@ fn save_standard(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
 fn save_compacted(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let (linear, set) = begin(cpu, i, true)?;
     let long = cpu.mode.code == 64;
-    check_writable(cpu, linear, xsave_size(&cpu.cpuid, set, true).into())?;
+    check_writable(cpu, linear, set, true)?;
     let mut used = in_use(cpu) & set;
     if set & SSE != 0 && mxcsr::mxcsr(cpu) != MXCSR_RESET {
         used |= SSE;
@@ -257,10 +266,7 @@ fn load_legacy(cpu: &mut Cpu, linear: u64, set: u64, format: u64) -> Exec<[u8; H
     let mut legacy = [0; HEADER];
     let compacted = format & COMPACTED != 0;
     let set = if compacted { set & format } else { set };
-    let has_mxcsr = set & if compacted { SSE } else { SSE | AVX } != 0;
-    let x87 = layout::X87.map(|range| (set & X87 != 0, range));
-    let others = [(has_mxcsr, 24..28), (set & SSE != 0, layout::XMM..layout::XMM_END)];
-    for (_, range) in x87.into_iter().chain(others).filter(|part| part.0) {
+    for range in legacy_parts(set, compacted) {
         cpu.load_bytes(linear.wrapping_add(range.start as u64), &mut legacy[range])?;
     }
     Ok(legacy)
