@@ -25,6 +25,7 @@ use umbra_server::{ApiError, Manage, Server, Status, VcpuStats, VmInfo, VmState}
 use crate::events::Events;
 use crate::paths::{control_socket, take_name};
 use crate::protocol::{Answer, Ending, Link, Message, Order, Request, Start};
+use crate::stats;
 use crate::terminal::{self, Command, Raw, pass_input, pass_output, say};
 
 /// How long a worker may take to end when it is asked to.
@@ -71,6 +72,9 @@ pub fn run(job: Job) -> anyhow::Result<ExitCode> {
     Ok(broker.conclude(&job, &ending))
 }
 
+/// After how many runs a block is translated; the software engine's.
+const TRANSLATE_AFTER: &str = "UMBRA_TRANSLATE_AFTER";
+
 fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)> {
     let (link, theirs) = Link::pair().context("cannot make the worker's socket")?;
     let mut process = Process::new("/proc/self/exe");
@@ -81,6 +85,8 @@ fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)>
         .stdout(Stdio::null());
     // Nothing of the user's environment is the worker's business, and signals from the terminal are the broker's.
     process.env_clear().process_group(0);
+    // To find faults of one tier of the software engine.
+    process.envs(std::env::var_os(TRANSLATE_AFTER).map(|runs| (TRANSLATE_AFTER, runs)));
     let worker = process.spawn().context("cannot start the machine's process")?;
     drop(process);
     let console = OwnedFd::from(console);
@@ -140,6 +146,7 @@ impl Broker {
         let output = std::thread::Builder::new().name("output".into()).spawn(move || pass_output(output))?;
         let mut raw = None;
         let mut server = None;
+        let mut counted = Vec::new();
         let ending = loop {
             // A message that is no message: the worker is not in order, whatever the reason.
             let Ok(Some((message, _))) = self.link.receive::<Message>() else { break None };
@@ -167,6 +174,7 @@ impl Broker {
                         let _ = sender.send(answer);
                     }
                 }
+                Message::Counted(each) => counted = each,
                 Message::Ended(ending) => break Some(ending),
             }
         };
@@ -177,6 +185,7 @@ impl Broker {
         self.end_worker();
         let _ = output.join();
         drop(raw);
+        stats::print(&counted);
         Ok(ending)
     }
 

@@ -78,6 +78,9 @@ pub struct Common {
     /// Make the machine but leave it paused; `umbra resume` starts it
     #[arg(long)]
     pub paused: bool,
+    /// When the machine has ended, say what its processors counted: instructions, exits, which share ran where
+    #[arg(long)]
+    pub stats: bool,
     /// Do not say which engine was taken and why
     #[arg(long, short)]
     pub quiet: bool,

@@ -11,6 +11,7 @@ mod guest;
 mod paths;
 mod protocol;
 mod run;
+mod stats;
 mod terminal;
 mod worker;
 

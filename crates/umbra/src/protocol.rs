@@ -39,6 +39,8 @@ pub struct Start {
     pub no_reboot: bool,
     /// Stay paused.
     pub paused: bool,
+    /// Say at the end what was counted.
+    pub stats: bool,
 }
 
 /// What the broker sends after that.
@@ -78,6 +80,8 @@ pub enum Message {
     Answer(Result<Answer, String>),
     /// The guest reset the machine; it goes on.
     Reset,
+    /// What the processors counted, at the end.
+    Counted(Vec<Vec<(String, u64)>>),
     /// The machine has ended; the worker ends as well.
     Ended(Ending),
 }

@@ -64,8 +64,8 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn empty(common: &Common) -> Start {
-    let (no_reboot, paused) = (common.no_reboot, common.paused);
-    Start { spec: None, kvm: false, kernel: false, initrd: false, saved: false, no_reboot, paused }
+    let (no_reboot, paused, stats) = (common.no_reboot, common.paused, common.stats);
+    Start { spec: None, kvm: false, kernel: false, initrd: false, saved: false, no_reboot, paused, stats }
 }
 
 fn start_job(

@@ -103,7 +103,12 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     }
     let wakes = gather(link, machine_events)?;
     feed_console(life.clone(), console)?;
-    life.run(&wakes)
+    let ending = life.run(&wakes)?;
+    if start.stats {
+        // A broker that is gone needs no answer.
+        let _ = link.send(&Message::Counted(life.counters()), &[]);
+    }
+    Ok(ending)
 }
 
 fn restore(file: File, parts: Parts) -> Result<Machine, MachineError> {
@@ -229,12 +234,14 @@ impl Life {
                     self.machine.save(&spec, BufWriter::with_capacity(1 << 20, File::from(file)))?;
                 out.flush()?;
             }
-            Request::Stats => {
-                let named =
-                    |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
-                return Ok(Answer::Stats(self.machine.counters().into_iter().map(named).collect()));
-            }
+            Request::Stats => return Ok(Answer::Stats(self.counters())),
         }
         Ok(Answer::Done)
+    }
+
+    /// What each processor counted.
+    fn counters(&self) -> Vec<Vec<(String, u64)>> {
+        let named = |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+        self.machine.counters().into_iter().map(named).collect()
     }
 }
