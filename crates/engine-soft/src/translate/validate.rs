@@ -86,8 +86,12 @@ pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site]) {
         return;
     }
     let version = block.code.wrapping_byte_add(CodePage::VERSION_OFFSET) as u64;
-    let returns = |site: &&Site| matches!(site.kind, Kind::Access { .. } | Kind::Call | Kind::Vector(_));
-    let entries = sites.iter().filter(returns).flat_map(|site| [site.at, site.resume]).collect();
+    let entries = sites.iter().flat_map(|site| match site.kind {
+        Kind::Access { .. } | Kind::Vector(_) => vec![site.at, site.resume],
+        Kind::Call => vec![site.resume],
+        _ => vec![],
+    });
+    let entries = entries.collect();
     let given = &Given { version, entries };
     #[cfg(test)]
     seen::note(code, given);

@@ -333,7 +333,7 @@ impl Prisoner {
         if mode.user {
             guest.user();
         }
-        let segments = guest.cpu.seg.clone();
+        let segments = guest.cpu.seg;
         Self { guest, ram, canaries, segments, neighbours: [before, neighbours()] }
     }
 
@@ -381,7 +381,7 @@ impl Prisoner {
         (guest.cpu.gpr[3], guest.cpu.gpr[1]) = (base, index);
         guest.cpu.gpr[RSP] = STACK;
         guest.cpu.rflags = 2;
-        guest.cpu.seg = self.segments.clone();
+        guest.cpu.seg = self.segments;
         (guest.cpu.seg[sreg::FS].base, guest.cpu.seg[sreg::GS].base) = (bases[0], bases[1]);
         guest.cpu.update_mode();
         guest.cpu.cr2 = 0;

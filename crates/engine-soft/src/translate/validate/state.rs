@@ -63,7 +63,7 @@ enum Value {
     Jump(u32),
     /// The first TLB entry of a class.
     Class,
-    /// What is of no use any more.
+    /// What is of no use any more, or never was.
     Stale,
     /// Code.
     Code,
@@ -159,7 +159,8 @@ fn is_scratch(n: usize) -> bool {
 impl State {
     pub(super) fn unknown(names: &mut Names) -> Self {
         Self {
-            registers: std::array::from_fn(|_| names.number()),
+            // The scratch registers may hold anything of the engine's.
+            registers: std::array::from_fn(|n| if is_scratch(n) { Value::Stale } else { names.number() }),
             words: BTreeMap::new(),
             facts: BTreeSet::new(),
             equal: None,
@@ -170,7 +171,8 @@ impl State {
     pub(super) fn meet(mut self, other: &Self, names: &mut Names) -> Self {
         for (mine, theirs) in self.registers.iter_mut().zip(other.registers) {
             if *mine != theirs {
-                *mine = names.number();
+                let address = mine.is_address() || theirs.is_address();
+                *mine = if address { Value::Stale } else { names.number() };
             }
         }
         self.words.retain(|offset, value| other.words.get(offset) == Some(value));
@@ -301,8 +303,9 @@ impl State {
             | C::Add_rm64_imm32 => one.and_then(|v| shape(i, v)),
             _ => None,
         };
-        let equal = i.code() != C::Jmp_rm64 && i.rflags_modified() != 0;
-        self.equal = self.equal.filter(|_| !equal);
+        if i.rflags_modified() != 0 {
+            self.equal = None;
+        }
         Ok(value.map_or(Outcome::Other, Outcome::Value))
     }
 
