@@ -118,9 +118,11 @@ pub(crate) fn jmp(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
 /// CALL near.
 pub(crate) fn call(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
     let to = target(cpu, i)?;
-    cpu.check_near_target(to)?;
     let next = cpu.next_rip(i);
+    let top = cpu.gpr[RSP];
     push_value(cpu, size(i), next)?;
+    // Processors push first, and take the stack pointer back.
+    cpu.check_near_target(to).inspect_err(|_| cpu.gpr[RSP] = top)?;
     jump(cpu, to)
 }
 

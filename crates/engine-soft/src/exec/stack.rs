@@ -69,12 +69,10 @@ pub(crate) fn leave<T: Int>(cpu: &mut Cpu, op: OpRef) -> Exit {
 fn call<T: Int>(cpu: &mut Cpu, op: OpRef, target: u64, exit: Exit) -> Exit {
     let next = cpu.following(op);
     if let Err(fault) = cpu.check_near_target(target) {
-        if T::BITS == 64 {
-            // Processors push first, and take the stack pointer back.
-            let top = cpu.gpr[RSP];
-            get!(push(cpu, op, T::from_u64(next)));
-            cpu.gpr[RSP] = top;
-        }
+        // Processors push first, and take the stack pointer back.
+        let top = cpu.gpr[RSP];
+        get!(push(cpu, op, T::from_u64(next)));
+        cpu.gpr[RSP] = top;
         return cpu.raise(op, fault);
     }
     let event = get!(push(cpu, op, T::from_u64(next)));
