@@ -42,7 +42,8 @@ fn software_engine_saved_and_restored_every_millisecond() {
 
 #[test]
 fn a_whole_machine_survives_random_accesses() {
-    let starts = hostile_rounds(|| Ok(Box::new(SoftEngine::new()?.translating_after(1))), 12).expect("each round ends well");
+    let starts = hostile_rounds(|| Ok(Box::new(SoftEngine::new()?.translating_after(1))), 12)
+        .expect("each round ends well");
     println!("guests started: {starts:?}");
     assert!(starts.iter().all(|n| *n > 0));
 }

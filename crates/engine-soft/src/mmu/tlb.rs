@@ -13,7 +13,7 @@ use umbra_x86::paging::Paging;
 use super::modify::Modify;
 
 /// Entries of one class.
-pub(crate) const ENTRIES: usize = 1024;
+pub(crate) const ENTRIES: usize = 4096;
 /// Entries of one class for instruction fetches.
 pub(crate) const FETCH_ENTRIES: usize = 128;
 /// A context number that no entry has: accesses then all take the slow path.
@@ -218,10 +218,7 @@ impl Tlb {
 
     /// Forgets the page of `linear` in every context, whatever its size.
     pub(super) fn flush_page(&mut self, linear: u64) {
-        let region = LARGE
-            .iter()
-            .rev()
-            .find(|s| self.large[usize::from(**s == 30)].holds(linear >> **s));
+        let region = LARGE.iter().rev().find(|s| self.large[usize::from(**s == 30)].holds(linear >> **s));
         if region.is_some() || self.code_pages.holds(linear >> 12) {
             self.code_moved();
         }
