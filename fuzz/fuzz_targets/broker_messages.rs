@@ -15,7 +15,7 @@ use umbra_fuzz::Input;
 #[allow(dead_code, unreachable_pub, missing_docs)]
 mod protocol;
 
-use protocol::{Link, Message, Request, Start};
+use protocol::{Link, Message, Order, Start};
 
 /// No more packets than a socket's buffer takes without blocking.
 const PACKETS_MAX: usize = 16;
@@ -61,5 +61,5 @@ fuzz_target!(|bytes: &[u8]| {
         // The room is rounded up to a whole number of words.
         assert!(descriptors.len() <= 10, "no more descriptors than there is room for");
     }
-    let _ = broker.send(&Request::Stop, &[]);
+    let _ = broker.send(&Order::Stop, &[]);
 });
