@@ -59,7 +59,6 @@ pub(super) struct Builder<'a> {
     sites: Vec<Site>,
     /// The number of the first of `sites`.
     first_site: u32,
-    version: u32,
     flags: Place,
     /// Vector units that have been asked for.
     vector: u8,
@@ -100,7 +99,8 @@ impl Cpu {
         let mut bytes = [0; PAGE];
         // SAFETY: `fetch` gives an address of guest memory, of which a whole page is mapped.
         unsafe { copy_out(page, &mut bytes) };
-        let items = self.items(&bytes, start);
+        let mut factory = InstructionInfoFactory::new();
+        let items = self.items(&mut factory, &bytes, start);
         if items.is_empty() {
             return Ok(false);
         }
@@ -120,7 +120,7 @@ impl Cpu {
                 return Ok(false);
             }
         }
-        self.install(b, &items, needed, start)
+        self.install(&mut factory, b, &items, needed)
     }
 
     /// Whether direct branches from around RIP always lead to canonical addresses.
@@ -131,18 +131,17 @@ impl Cpu {
     }
 
     /// The instructions of the block at `start`.
-    fn items(&mut self, page: &[u8; PAGE], start: u16) -> Vec<Item> {
+    fn items(&mut self, factory: &mut InstructionInfoFactory, page: &[u8; PAGE], start: u16) -> Vec<Item> {
         let mut items = Vec::new();
         let mut at = usize::from(start);
         let mut decoder = Decoder::with_ip(self.mode.code.into(), &page[at..], 0, DecoderOptions::NONE);
-        let mut factory = std::mem::replace(&mut self.translator.factory, InstructionInfoFactory::new());
         while items.len() < INSTRUCTIONS_MAX && decoder.can_decode() {
             decoder.set_ip(0);
             let instruction = decoder.decode();
             if instruction.is_invalid() {
                 break;
             }
-            let form = Form::of(self, &instruction, &mut factory);
+            let form = Form::of(self, &instruction, factory);
             let uses = match form {
                 Form::Interpret | Form::System(System::Pushf) => Use::CALL,
                 Form::System(_) => Use::default(),
@@ -154,7 +153,6 @@ impl Cpu {
                 break;
             }
         }
-        self.translator.factory = factory;
         if let Some(last) = items.last_mut()
             && last.form == Form::System(System::Sti)
         {
@@ -164,12 +162,18 @@ impl Cpu {
         items
     }
 
-    fn install(&mut self, block: &mut Block, items: &[Item], needed: u32, start: u16) -> Result<bool, Full> {
+    fn install(
+        &mut self,
+        factory: &mut InstructionInfoFactory,
+        block: &mut Block,
+        items: &[Item],
+        needed: u32,
+    ) -> Result<bool, Full> {
         let wide = self.mode.code == 64;
-        let mut factory = std::mem::replace(&mut self.translator.factory, InstructionInfoFactory::new());
+        let start = (self.rip & 0xfff) as u16;
         let mut builder = Builder {
             asm: Asm::default(),
-            factory: &mut factory,
+            factory,
             wide,
             upper: self.rip >> 63 != 0,
             start,
@@ -178,14 +182,12 @@ impl Cpu {
             stubs: Vec::new(),
             sites: Vec::new(),
             first_site: self.translator.sites.len() as u32,
-            version: block.version,
             flags: Place { host: false, memory: true },
             vector: 0,
         };
         builder.build(block, items, needed);
         let Builder { asm, mut sites, .. } = builder;
         validate::enforce(&asm.bytes, block, &sites);
-        self.translator.factory = factory;
         let t = &mut *self.translator;
         let place =
             (t.sites.len() + sites.len() <= super::SITES_MAX).then(|| t.area.push(&asm.bytes)).flatten();
@@ -263,20 +265,11 @@ impl Builder<'_> {
             live[n] = item.uses.before(live[n + 1]);
         }
         self.enter(block, items.len());
+        let mut closed = false;
         for (n, item) in items.iter().enumerate() {
-            self.item(item, live[n], live[n + 1]);
+            closed = self.item(item, live[n], live[n + 1]) && item.form.closes();
         }
-        if let Some(last) = items.last()
-            && !matches!(
-                last.form,
-                Form::Jump
-                    | Form::Branch(_)
-                    | Form::Call
-                    | Form::CallIndirect
-                    | Form::JumpIndirect
-                    | Form::Return
-            )
-        {
+        if let Some(last) = items.last().filter(|_| !closed) {
             if live[items.len()] != 0 {
                 self.keep_flags();
             }
@@ -300,7 +293,8 @@ impl Builder<'_> {
         self.asm.add_mi(state(fast(offset_of!(Fast, translated))), count as i8);
     }
 
-    fn item(&mut self, item: &Item, before: u32, after: u32) {
+    /// Emits one instruction; whether by its form, and not by a call of the interpreter.
+    fn item(&mut self, item: &Item, before: u32, after: u32) -> bool {
         (self.offset, self.len) = (item.offset, item.instruction.len() as u16);
         let mark = Mark {
             bytes: self.asm.len(),
@@ -310,7 +304,8 @@ impl Builder<'_> {
             vector: self.vector,
         };
         let first = mark.stubs;
-        if self.form(item, before, after).is_none() {
+        let translated = self.form(item, before, after).is_some();
+        if !translated {
             self.undo(mark);
             self.keep_flags();
             self.interpret();
@@ -323,6 +318,7 @@ impl Builder<'_> {
                 (*resume, *load) = (here, load_after);
             }
         }
+        translated
     }
 
     fn undo(&mut self, mark: Mark) {
@@ -440,7 +436,7 @@ impl Builder<'_> {
 
     /// Adds a site; its number.
     pub(super) fn site(&mut self, site: Site) -> u32 {
-        self.sites.push(Site { version: self.version, ..site });
+        self.sites.push(site);
         self.first_site + self.sites.len() as u32 - 1
     }
 
@@ -461,7 +457,7 @@ impl Builder<'_> {
         self.asm.jmp_m(state(fast(offset_of!(Fast, slow))));
         (site.at, site.resume) = (retry, self.asm.len() as u32);
         if let Some(last) = self.sites.last_mut() {
-            *last = Site { version: self.version, ..site };
+            *last = site;
         }
     }
 

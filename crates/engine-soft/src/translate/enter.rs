@@ -31,6 +31,39 @@ const fn fast(offset: usize) -> usize {
 const LIVE: usize = fast(offset_of!(Fast, live));
 const WANTED: usize = fast(offset_of!(Fast, wanted));
 
+/// Stores the guest's general registers that are in the host's; see the table in `translate`.
+macro_rules! store_registers {
+    () => {
+        "mov gs:[0], rax
+         mov gs:[8], rcx
+         mov gs:[16], rdx
+         mov gs:[24], rbx
+         mov gs:[32], r15
+         mov gs:[40], rbp
+         mov gs:[48], rsi
+         mov gs:[56], rdi
+         mov gs:[64], r8
+         mov gs:[72], r9
+         mov gs:[96], r12
+         mov gs:[104], r13
+         mov gs:[112], r14"
+    };
+}
+
+/// Returns to the caller of [`enter`], which pushed these.
+macro_rules! return_to_caller {
+    () => {
+        "add rsp, 8
+         pop r15
+         pop r14
+         pop r13
+         pop r12
+         pop rbp
+         pop rbx
+         ret"
+    };
+}
+
 /// Runs a translation until it is left.
 ///
 /// # Safety
@@ -79,31 +112,12 @@ unsafe extern "sysv64" fn load() {
 #[unsafe(naked)]
 pub(crate) unsafe extern "sysv64" fn leave() {
     naked_asm!(
-        "mov gs:[0], rax",
-        "mov gs:[8], rcx",
-        "mov gs:[16], rdx",
-        "mov gs:[24], rbx",
-        "mov gs:[32], r15",
-        "mov gs:[40], rbp",
-        "mov gs:[48], rsi",
-        "mov gs:[56], rdi",
-        "mov gs:[64], r8",
-        "mov gs:[72], r9",
-        "mov gs:[96], r12",
-        "mov gs:[104], r13",
-        "mov gs:[112], r14",
+        store_registers!(),
         "cmp byte ptr gs:[{live}], 0",
         "je 2f",
         "call {save}",
         "2:",
-        "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
+        return_to_caller!(),
         live = const LIVE,
         save = sym save_vectors,
     )
@@ -113,19 +127,7 @@ pub(crate) unsafe extern "sysv64" fn leave() {
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn slow() {
     naked_asm!(
-        "mov gs:[0], rax",
-        "mov gs:[8], rcx",
-        "mov gs:[16], rdx",
-        "mov gs:[24], rbx",
-        "mov gs:[32], r15",
-        "mov gs:[40], rbp",
-        "mov gs:[48], rsi",
-        "mov gs:[56], rdi",
-        "mov gs:[64], r8",
-        "mov gs:[72], r9",
-        "mov gs:[96], r12",
-        "mov gs:[104], r13",
-        "mov gs:[112], r14",
+        store_registers!(),
         "mov al, gs:[{live}]",
         "mov gs:[{wanted}], al",
         "test al, al",
@@ -145,14 +147,7 @@ pub(super) unsafe extern "sysv64" fn slow() {
         "3:",
         "jmp {load}",
         "4:",
-        "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
+        return_to_caller!(),
         live = const LIVE,
         wanted = const WANTED,
         this = const fast(offset_of!(Fast, this)),

@@ -54,6 +54,19 @@ pub(super) struct Copied {
 }
 
 impl Form {
+    /// Whether its translation ends a block: nothing comes after it.
+    pub(super) fn closes(self) -> bool {
+        matches!(
+            self,
+            Self::Jump
+                | Self::Branch(_)
+                | Self::Call
+                | Self::CallIndirect
+                | Self::JumpIndirect
+                | Self::Return
+        )
+    }
+
     /// The form of `i`, in flat code.
     pub(super) fn of(cpu: &Cpu, i: &Instruction, factory: &mut InstructionInfoFactory) -> Self {
         if let Some(form) = control(cpu, i) {

@@ -55,7 +55,6 @@ mod test;
 
 use std::sync::OnceLock;
 
-use iced_x86::InstructionInfoFactory;
 use umbra_engine::EngineError;
 
 use crate::native::{Area, Pool};
@@ -97,7 +96,6 @@ pub struct Translator {
     area: Area,
     sites: Vec<Site>,
     jumps: Box<[Jump]>,
-    factory: InstructionInfoFactory,
     /// How often a block runs in the interpreter first; `u32::MAX` for ever.
     pub(crate) after: u32,
 }
@@ -115,7 +113,6 @@ impl Translator {
             area: Area::new(Pool::Blocks)?,
             sites: Vec::new(),
             jumps: vec![Jump::NONE; JUMPS].into(),
-            factory: InstructionInfoFactory::new(),
             after: after(),
         };
         translator.clear();

@@ -110,3 +110,16 @@ fn narrow_code_wraps() {
     assert_eq!(pair.translated.peek(DATA + 8, 4), 0x2468_acf0);
     assert_eq!(pair.translated.cpu.gpr[RDX], 0xffff_e010);
 }
+
+#[test]
+fn a_branch_too_far_to_compute_falls_through() {
+    let mut pair = Pair::new(64);
+    // inc rcx; test eax,eax; jne .+0x80000005; inc rdx. The displacement from the page's start has more than 32 bits.
+    let code = hex("48ffc185c00f85ffffff7f48ffc2");
+    let setup = |guest: &mut Guest| (guest.cpu.gpr[RAX], guest.cpu.gpr[RCX], guest.cpu.gpr[RDX]) = (0, 0, 0);
+    for _ in 0..3 {
+        assert_eq!(pair.run(setup, &code), NOTHING);
+        let gpr = &pair.translated.cpu.gpr;
+        assert_eq!((gpr[RCX], gpr[RDX]), (1, 1));
+    }
+}
