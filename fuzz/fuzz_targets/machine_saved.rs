@@ -2,11 +2,9 @@
 //! machine that is restored from it.
 #![no_main]
 
-use std::sync::mpsc::channel;
-
 use libfuzzer_sys::fuzz_target;
 use umbra_fuzz::{Input, guest, repair_checksums};
-use umbra_machine::{MachineSpec, Parts, SavedMachine, saved_spec};
+use umbra_machine::{MachineSpec, SavedMachine, saved_spec};
 
 /// Machines that are larger than this are not made, but only checked: this test shall fit into a small machine.
 const MEMORY_MAX: u64 = 64 << 20;
@@ -25,24 +23,12 @@ fuzz_target!(|bytes: &[u8]| {
     if spec.check().is_err() || spec.memory > MEMORY_MAX || spec.cpus > 2 {
         return;
     }
-    let (events, _receiver) = channel();
-    let parts = Parts {
-        engine: guest::owned_engine(),
-        shared_memory: true,
-        console: Box::new(|_: &[u8]| {}),
-        events,
-    };
+    let (parts, _events) = guest::parts();
     let Ok(machine) = saved.restore(spec.clone(), parts) else { return };
     let again = serde_json::to_vec(&spec).expect("it is JSON");
     let first = machine.save(&again, Vec::new()).expect("what was restored can be saved");
     let saved = SavedMachine::open(first.as_slice()).expect("what was saved opens");
-    let (events, _receiver) = channel();
-    let parts = Parts {
-        engine: guest::owned_engine(),
-        shared_memory: true,
-        console: Box::new(|_: &[u8]| {}),
-        events,
-    };
+    let (parts, _events) = guest::parts();
     let machine = saved.restore(spec, parts).expect("what was saved is restored");
     assert!(
         machine.save(&again, Vec::new()).expect("it can be saved again") == first,

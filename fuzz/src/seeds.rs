@@ -3,12 +3,10 @@
 #![forbid(unsafe_code)]
 
 use std::path::Path;
-use std::sync::mpsc::channel;
-
 // The coverage counters that this program is built with as well want the fuzzer's runtime.
 use libfuzzer_sys as _;
 use umbra_fuzz::{Input, guest};
-use umbra_machine::{CpuModel, Machine, MachineSpec, Parts};
+use umbra_machine::{CpuModel, Machine, MachineSpec};
 use umbra_state::{ChunkKind, ContainerWriter, Field, Record, Saved};
 
 struct Seeds<'a>(&'a Path);
@@ -55,13 +53,7 @@ fn machine(seeds: &Seeds<'_>) {
     let mut spec = MachineSpec::new("fuzz", 1, 16 << 20);
     spec.cpu_model = CpuModel::Portable1;
     spec.uuid = "0".repeat(32);
-    let (events, _receiver) = channel();
-    let parts = Parts {
-        engine: guest::owned_engine(),
-        shared_memory: true,
-        console: Box::new(|_: &[u8]| {}),
-        events,
-    };
+    let (parts, _events) = guest::parts();
     let machine = Machine::new(spec.clone(), parts).expect("a machine");
     let json = serde_json::to_vec(&spec).expect("it is JSON");
     let file = machine.save(&json, Vec::new()).expect("it can be saved");

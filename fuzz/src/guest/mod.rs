@@ -5,11 +5,13 @@ mod tables;
 mod watch;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use umbra_device::Clock;
 use umbra_engine::{CpuIo, CpuState, Engine, EngineError, Halt, Kicker, Vcpu, VcpuSpec, Vm, VmSpec};
 use umbra_engine_soft::SoftEngine;
+use umbra_machine::{Event, Parts};
 use umbra_memory::{Backing, Memory, Region, RegionKind};
 use umbra_x86::cpuid::{CpuidEntry, CpuidTable, feature};
 
@@ -24,9 +26,12 @@ pub fn engine() -> &'static SoftEngine {
     ENGINE.get_or_init(|| SoftEngine::new().expect("this host can run the software engine"))
 }
 
-/// The engine for a machine that wants to own one.
-pub fn owned_engine() -> Box<dyn Engine> {
-    Box::new(Borrowed)
+/// What a machine is made of: this engine, and a console that nobody reads; and where its events come.
+pub fn parts() -> (Parts, Receiver<Event>) {
+    let (events, receiver) = channel();
+    let parts =
+        Parts { engine: Box::new(Borrowed), shared_memory: true, console: Box::new(|_: &[u8]| {}), events };
+    (parts, receiver)
 }
 
 struct Borrowed;

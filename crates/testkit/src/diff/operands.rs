@@ -78,19 +78,7 @@ impl Builder<'_> {
 
     /// A register of a kind that is one, or is one this time.
     fn register(&mut self, kind: K) -> Option<R> {
-        let either = matches!(
-            kind,
-            K::r8_or_mem
-                | K::r16_or_mem
-                | K::r32_or_mem
-                | K::r64_or_mem
-                | K::mm_or_mem
-                | K::xmm_or_mem
-                | K::ymm_or_mem
-                | K::zmm_or_mem
-                | K::k_or_mem
-        );
-        if either && self.random.one_in(2) {
+        if is_register_or_memory(kind) && self.random.one_in(2) {
             return None;
         }
         Some(match kind {
@@ -315,13 +303,17 @@ impl Builder<'_> {
         }
     }
 
+    /// An address relative to the instruction.
+    fn memory_relative(&mut self) {
+        let target = self.offset();
+        self.instruction.set_memory_base(R::RIP);
+        self.instruction.set_memory_displ_size(8);
+        self.instruction.set_memory_displacement64(target);
+    }
+
     fn memory_wide(&mut self, bits: u32) {
         if bits == 64 && self.random.one_in(8) {
-            let target = self.offset();
-            self.instruction.set_memory_base(R::RIP);
-            self.instruction.set_memory_displ_size(8);
-            self.instruction.set_memory_displacement64(target);
-            return;
+            return self.memory_relative();
         }
         let first = if bits == 64 { R::RAX } else { R::EAX };
         let base = self.number();
@@ -357,11 +349,7 @@ impl Builder<'_> {
             return self.memory_wild(bits);
         }
         if bits == 64 && self.random.one_in(8) {
-            let target = self.offset();
-            self.instruction.set_memory_base(R::RIP);
-            self.instruction.set_memory_displ_size(8);
-            self.instruction.set_memory_displacement64(target);
-            return;
+            return self.memory_relative();
         }
         let first = if bits == 64 { R::RAX } else { R::EAX };
         let mut sum = 0u64;
@@ -507,4 +495,20 @@ fn address_size(kind: OpKind) -> Option<u32> {
         OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => Some(64),
         _ => None,
     }
+}
+
+/// Whether an operand of this kind is a register or memory, as its encoding says.
+pub(super) fn is_register_or_memory(kind: K) -> bool {
+    matches!(
+        kind,
+        K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
+            | K::zmm_or_mem
+            | K::k_or_mem
+    )
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use iced_x86::{Code, Instruction, OpCodeOperandKind as K, OpKind};
 
+use super::operands::is_register_or_memory;
 use super::state::Bits;
 
 /// What the operand that can be one or the other is.
@@ -56,20 +57,7 @@ impl Operand {
     /// All that a form can have.
     pub fn all_of(code: Code) -> Vec<Self> {
         let kinds = code.op_code().op_kinds();
-        let either = |k: &K| {
-            matches!(
-                k,
-                K::r8_or_mem
-                    | K::r16_or_mem
-                    | K::r32_or_mem
-                    | K::r64_or_mem
-                    | K::mm_or_mem
-                    | K::xmm_or_mem
-                    | K::ymm_or_mem
-                    | K::zmm_or_mem
-                    | K::k_or_mem
-            )
-        };
+        let either = |k: &K| is_register_or_memory(*k);
         let memory = |k: &K| {
             let name = format!("{k:?}");
             name.starts_with("mem")

@@ -2,31 +2,14 @@
 
 use super::bench::*;
 use crate::fault::{Fault, Flow};
+use crate::fixture::Random;
 use crate::operand::is_canonical;
 use crate::sys::deliver_fault;
 use umbra_x86::reg::gpr::RSP;
 use umbra_x86::reg::{Cr4, Rflags};
 use umbra_x86::segment::sreg;
 
-/// A small generator (xorshift64*), so that a failure can be repeated by its seed.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 33) % n
-    }
-
-    fn of<T: Copy>(&mut self, items: &[T]) -> T {
-        items[self.below(items.len() as u64) as usize]
-    }
-
     fn selector(&mut self) -> u16 {
         self.below(0x100) as u16
     }

@@ -10,24 +10,9 @@ use umbra_x86::segment::{Segment, sreg};
 use super::hex;
 use crate::exec::test::guest::{CODE, DATA, Guest, RAM, SEEN, STACK};
 use crate::exec::{self, Stop};
+use crate::fixture::Random;
 use crate::mmu::ENTRIES;
 use crate::native::Pool;
-
-/// Pseudo-random numbers (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn of<T: Copy>(&mut self, from: &[T]) -> T {
-        from[(self.next() >> 32) as usize % from.len()]
-    }
-}
 
 /// An operand each, by all forms of address; RBX is the base, RCX the index. 64-bit code.
 #[rustfmt::skip]
