@@ -1,0 +1,126 @@
+//! Opening a chain: an image, the file that it names as its backing file, and so on.
+//!
+//! An image that names a backing file should name its format too. Where it does not, the content decides; but a guest
+//! may have written that content, so files which a node that was found in this way names by itself are not opened.
+
+use std::sync::Arc;
+
+use super::Node;
+use crate::node::resolve;
+use crate::{
+    Access, BackingSpec, Environment, Error, FileSpec, FileStorageSpec, NodeSpec, OpenRequest, Options,
+    Referenced, Registry, Result, Storage, StorageExt,
+};
+
+/// Images in a chain. Each takes a descriptor and a stack frame of every read.
+const CHAIN_MAX: usize = 512;
+
+/// Opens the node of `spec`, and what is behind it.
+pub(super) fn open(environment: &Environment, spec: &NodeSpec) -> Result<Arc<Node>> {
+    let mut seen = Vec::new();
+    let mut opened = Vec::new();
+    let mut next = Some(spec.clone());
+    while let Some(spec) = next.take() {
+        if opened.len() == CHAIN_MAX {
+            return Err(Error::TooLarge {
+                what: "number of images in the backing chain".to_owned(),
+                value: CHAIN_MAX as u64 + 1,
+                limit: CHAIN_MAX as u64,
+            });
+        }
+        let behind = !opened.is_empty();
+        let name = spec.file.name.clone();
+        let node = open_one(environment, spec, &mut seen);
+        let (node, backing) = match node {
+            Err(error) if behind && !matches!(error, Error::BackingLoop(_)) => {
+                let role = Referenced::Backing.role();
+                return Err(Error::Reference { role, name, source: Box::new(error) });
+            }
+            node => node?,
+        };
+        opened.push(node);
+        next = backing;
+    }
+    let mut behind = None;
+    while let Some((format, name, spec)) = opened.pop() {
+        behind = Some(Node::new(format, name, spec, behind.take()));
+    }
+    behind.ok_or_else(|| Error::corrupt("a chain of no images"))
+}
+
+type Opened = (Box<dyn crate::Format>, String, NodeSpec);
+
+fn open_one(
+    environment: &Environment,
+    mut spec: NodeSpec,
+    seen: &mut Vec<(u64, u64)>,
+) -> Result<(Opened, Option<NodeSpec>)> {
+    let how = FileStorageSpec { access: spec.access, direct: spec.direct, lock: spec.lock };
+    let storage = environment.opener.open(&spec.file, &how)?;
+    if let Some(identity) = storage.info().identity {
+        if seen.contains(&identity) {
+            return Err(Error::BackingLoop(spec.file.name));
+        }
+        seen.push(identity);
+    }
+    let driver = match &spec.format {
+        Some(name) => environment.registry.get(name)?,
+        None => probe(environment, &*storage, &spec.file.name)?,
+    };
+    let request = OpenRequest {
+        storage,
+        name: &spec.file.name,
+        read_only: spec.access == Access::Read,
+        for_check: spec.for_check,
+        metadata_only: spec.metadata_only,
+        options: spec.options.clone(),
+        spec: &spec,
+        environment,
+    };
+    let format = driver.open(request)?;
+    let backing = match &spec.backing {
+        BackingSpec::None => None,
+        BackingSpec::Node(node) => Some((**node).clone()),
+        BackingSpec::FromImage => named_by(&*format, &spec)?,
+    };
+    let name = driver.name().to_owned();
+    spec.format = Some(name.clone());
+    Ok(((format, name, spec), backing))
+}
+
+/// The node that an image names as its backing file.
+fn named_by(format: &dyn crate::Format, spec: &NodeSpec) -> Result<Option<NodeSpec>> {
+    let Some(backing) = format.backing().filter(|_| !spec.for_check) else { return Ok(None) };
+    if !spec.follow_references {
+        return Err(Error::ReferenceRefused {
+            image: spec.file.name.clone(),
+            named: backing.name,
+            role: Referenced::Backing.role(),
+        });
+    }
+    let explicit = backing.format.is_some();
+    Ok(Some(NodeSpec {
+        file: FileSpec::file(resolve(&spec.file.name, &backing.name)),
+        format: backing.format,
+        backing: BackingSpec::FromImage,
+        options: Options::new(),
+        access: Access::Read,
+        follow_references: explicit,
+        ..spec.clone()
+    }))
+}
+
+/// The format that a file's content shows.
+pub(crate) fn probe<'a>(
+    environment: &'a Environment,
+    storage: &dyn Storage,
+    name: &str,
+) -> Result<&'a Arc<dyn crate::FormatDriver>> {
+    let head = storage.read_vec(0, Registry::PROBE_BYTES)?;
+    let len = storage.len()?;
+    environment.registry.probe(&head, len, name).ok_or_else(|| Error::NotThisFormat {
+        name: name.to_owned(),
+        format: "known".to_owned(),
+        reason: "no format recognizes its content".to_owned(),
+    })
+}

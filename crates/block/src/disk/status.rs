@@ -1,0 +1,109 @@
+//! What is where: the answers of `map`, and what `convert`, `commit` and `rebase` go by.
+
+use super::Node;
+use crate::{Mapping, Result};
+
+/// What a run of the disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockStatus {
+    /// Its length, at least 1 where any was asked for.
+    pub len: u64,
+    /// Which node has it: 0 is the top. Where none has, the last that was asked.
+    pub depth: usize,
+    /// Some node of the chain has it.
+    pub present: bool,
+    /// It reads as zeroes for sure.
+    pub zero: bool,
+    /// There is data to read.
+    pub data: bool,
+    /// It is compressed.
+    pub compressed: bool,
+    /// Where its bytes lie as they are, and in which file.
+    pub offset: Option<(u64, String)>,
+}
+
+impl Node {
+    /// What is at `offset`, in whichever node it is.
+    pub(super) fn block_status(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        let end = self.range("status", offset, len)?;
+        let _shared = self.locks.shared(offset, end);
+        let mut extent_len = len;
+        let mapping = if len == 0 {
+            Mapping::Backing
+        } else {
+            let extent = self.format.map(offset, len)?;
+            extent_len = extent.len;
+            extent.mapping
+        };
+        let mut status = BlockStatus {
+            len: extent_len,
+            depth: 0,
+            present: true,
+            zero: false,
+            data: false,
+            compressed: false,
+            offset: None,
+        };
+        match mapping {
+            Mapping::Data(place) => {
+                status.data = true;
+                let storage = self.storage(place.storage)?;
+                let readable = place.sector.is_none();
+                status.offset = readable.then(|| (place.offset, storage.info().name));
+                // A hole of the file reads as zeroes. The metadata of a format says nothing of its data file's holes.
+                if readable {
+                    let run = storage.run(place.offset, extent_len)?;
+                    status.len = run.len.min(extent_len);
+                    status.zero = !run.data;
+                    if self.is_raw() {
+                        status.data = run.data;
+                    }
+                }
+            }
+            Mapping::Zero(place) => {
+                status.zero = true;
+                if let Some(place) = place {
+                    status.offset = Some((place.offset, self.storage(place.storage)?.info().name));
+                }
+            }
+            Mapping::Compressed { .. } => (status.data, status.compressed) = (true, true),
+            Mapping::Backing => return self.status_behind(offset, extent_len),
+        }
+        Ok(status)
+    }
+
+    fn status_behind(&self, offset: u64, len: u64) -> Result<BlockStatus> {
+        let nowhere = BlockStatus {
+            len,
+            depth: 0,
+            present: false,
+            zero: true,
+            data: false,
+            compressed: false,
+            offset: None,
+        };
+        let Some(backing) = self.backing() else { return Ok(nowhere) };
+        let have = backing.format.geometry().size.saturating_sub(offset).min(len);
+        if have == 0 {
+            // Behind the end of the backing node: this node's own zeroes.
+            return Ok(BlockStatus { present: true, ..nowhere });
+        }
+        let status = backing.block_status(offset, have)?;
+        Ok(BlockStatus { depth: status.depth + 1, ..status })
+    }
+
+    fn is_raw(&self) -> bool {
+        self.format_name == "raw"
+    }
+
+    /// Whether this node itself has something at `offset`.
+    pub(super) fn is_allocated(&self, offset: u64, len: u64) -> Result<(bool, u64)> {
+        let end = self.range("status", offset, len)?;
+        if len == 0 {
+            return Ok((false, 0));
+        }
+        let _shared = self.locks.shared(offset, end);
+        let extent = self.format.map(offset, len)?;
+        Ok((extent.mapping != Mapping::Backing, extent.len))
+    }
+}

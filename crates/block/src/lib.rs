@@ -1,0 +1,42 @@
+//! Disk images: bytes at offsets ([`Storage`]), what maps a disk's offsets to them ([`Format`]), and the one loop that
+//! moves data ([`Disk`]). Raw, qcow2 and LUKS live here; further formats come through the [`Registry`].
+//!
+//! Constraints: an image file is hostile, so every value read from one is checked before it is used, and memory is
+//! bounded by the file's size and stated constants. Buffers are volatile ([`IoBuf`], [`IoSrc`]): somebody else may
+//! write them at any time. A format does no data I/O; it allocates, and makes reachable what `Disk` has written.
+//! Nothing here knows of guest memory, engines or virtual devices.
+#![deny(unsafe_code)]
+
+mod check;
+mod disk;
+mod error;
+mod format;
+mod info;
+mod io;
+mod node;
+mod options;
+mod raw;
+mod registry;
+mod task;
+
+pub use check::{CheckReport, Finding, Repair};
+pub use disk::{BlockStatus, Disk, Drained, Node};
+pub use error::{Error, Result};
+pub use format::{
+    BackingRef, BitmapInfo, Bitmaps, Codec, Compression, Extent, Format, FormatWrite, Geometry, Mapping,
+    Place, Prepare, Prepared, SectorCipher, SnapshotInfo, SnapshotTarget, Snapshots, StorageId, Token,
+};
+pub use info::{ImageInfo, InfoValue};
+pub use io::{
+    Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Run, Storage, StorageExt,
+    StorageInfo,
+};
+pub use node::{
+    BackingSpec, Environment, FileSpec, HostFiles, NodeSpec, Opener, Referenced, Secrets, resolve,
+};
+pub use options::{
+    CreateOptions, DetectZeroes, Discard, OptionKind, OptionSpec, Options, Preallocation, parse_size,
+};
+pub use raw::{Raw, RawDriver};
+pub use registry::{FormatDriver, OpenRequest, Registry};
+pub use task::{Cancel, Task};
