@@ -15,6 +15,7 @@ use crate::decode::Cache;
 use crate::exec::Fast;
 use crate::mmu::Tlb;
 use crate::translate::Translator;
+use crate::translate::lockstep::Lockstep;
 use crate::vm::{Injected, KvmClock, Shared, Spin, Tsc};
 
 /// Vector, mask and x87 state. Registers are whole, so that a thunk loads each with one instruction.
@@ -139,6 +140,8 @@ pub struct Cpu {
     pub cache: Box<Cache>,
     /// Translations of blocks that are hot.
     pub translator: Box<Translator>,
+    /// What compares translations with the interpreter, if that is asked for.
+    pub(crate) lockstep: Option<Box<Lockstep>>,
     /// Instructions made ready to run natively.
     pub native: Box<crate::native::Local>,
     /// What is shared with other processors and threads.

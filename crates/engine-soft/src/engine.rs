@@ -6,6 +6,7 @@ use umbra_engine::{Engine, EngineError, Vm, VmSpec};
 use umbra_x86::cpuid::{CpuidEntry, CpuidTable, HYPERVISOR_FREQUENCY, feature};
 
 use crate::native;
+use crate::translate::lockstep;
 use crate::vm::{SoftVm, host_khz};
 
 /// KVM's features that this engine gives, besides those that `native` lists.
@@ -25,6 +26,7 @@ pub struct SoftEngine {
     /// Frequency of the host's time-stamp counter in kHz.
     khz: u32,
     translate_after: Option<u32>,
+    lockstep: Option<u32>,
 }
 
 impl SoftEngine {
@@ -43,13 +45,20 @@ impl SoftEngine {
             ebx: BUS_KHZ,
             ..CpuidEntry::default()
         });
-        Ok(Self { supported, khz, translate_after: None })
+        Ok(Self { supported, khz, translate_after: None, lockstep: lockstep::asked() })
     }
 
     /// How often a block runs in the interpreter before it is translated: `u32::MAX` for ever. For tests of one tier.
     #[must_use]
     pub fn translating_after(self, runs: u32) -> Self {
         Self { translate_after: Some(runs), ..self }
+    }
+
+    /// Runs translated blocks in both tiers and compares what comes of it: every run of each with 1, so many of them with more. Only
+    /// for machines of one processor, and many times slower.
+    #[must_use]
+    pub fn in_lockstep(self, runs: u32) -> Self {
+        Self { lockstep: Some(runs), ..self }
     }
 }
 
@@ -64,7 +73,7 @@ impl Engine for SoftEngine {
 
     fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let vm = SoftVm::new(spec, self.supported.clone(), self.khz)?;
-        Ok(Arc::new(vm.translating_after(self.translate_after)))
+        Ok(Arc::new(vm.translating_after(self.translate_after).in_lockstep(self.lockstep)?))
     }
 }
 

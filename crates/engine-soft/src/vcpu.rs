@@ -41,6 +41,11 @@ impl SoftVcpu {
         }
     }
 
+    /// See [`crate::SoftEngine::in_lockstep`].
+    pub(crate) fn start_lockstep(&mut self, runs: u32) {
+        self.cpu.start_lockstep(runs);
+    }
+
     /// See [`crate::SoftEngine::translating_after`].
     pub(crate) fn translate_after(&mut self, runs: u32) {
         self.cpu.translator.after = runs;
@@ -82,6 +87,7 @@ impl<'a> Running<'a> {
             match exec::run(cpu) {
                 Stop::Attention | Stop::Wait => {}
                 Stop::TripleFault => return Halt::TripleFault,
+                Stop::Different => return Halt::Error(EngineError::Internal(cpu.lockstep_report())),
             }
             cpu.publish_counts();
         }

@@ -38,7 +38,7 @@ pub(crate) use arith::*;
 pub(crate) use atomic::*;
 pub(crate) use bits::*;
 pub(crate) use branch::*;
-pub(crate) use flags::from_rflags as status_of;
+pub(crate) use flags::{from_rflags as status_of, to_rflags as rflags_of};
 pub(crate) use misc::*;
 pub(crate) use mov::*;
 pub(crate) use muldiv::*;

@@ -22,6 +22,8 @@ pub enum Stop {
     Wait,
     /// A fault while delivering a double fault.
     TripleFault,
+    /// A translation differs from the interpreter: `Cpu::lockstep` has the report.
+    Different,
 }
 
 /// Runs guest code until something wants attention. Delivers exceptions itself.
@@ -82,6 +84,7 @@ fn timer_is_due(cpu: &mut Cpu, port: &Port, bits: u32) -> bool {
 
 /// Runs blocks until one ends in a way after which more must be looked at than where to go on.
 fn run_blocks(cpu: &mut Cpu, port: &Port) -> Result<(), Stop> {
+    cpu.agree_on_flags();
     let mut block = match cpu.find_block() {
         Ok(block) => block,
         Err(fault) => return deliver(cpu, fault),
@@ -100,10 +103,11 @@ fn run_blocks(cpu: &mut Cpu, port: &Port) -> Result<(), Stop> {
             return Ok(());
         };
         let found = match code {
-            Some(code) => match cpu.run_translation(code) {
+            Some(code) => match cpu.run_block(block, code) {
                 Left::Exit(Exit::Fall | Exit::Taken | Exit::Jump) => cpu.find_block(),
                 Left::Exit(exit) => return end(cpu, exit),
                 Left::Attention => return Ok(()),
+                Left::Different => return Err(Stop::Different),
                 left => {
                     let epoch = cpu.cache.epoch;
                     let found = cpu.find_block();
@@ -117,6 +121,7 @@ fn run_blocks(cpu: &mut Cpu, port: &Port) -> Result<(), Stop> {
             },
             None => {
                 let start = cpu.rip;
+                cpu.agree_on_flags();
                 match interpret(cpu, block) {
                     exit @ (Exit::Fall | Exit::Taken) => {
                         // SAFETY: as above; nobody else refers to this processor's blocks.

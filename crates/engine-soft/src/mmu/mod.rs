@@ -17,6 +17,7 @@ mod translate;
 mod word;
 
 pub use access::Host;
+pub(crate) use physical::Tables;
 pub use tlb::Tlb;
 pub(crate) use tlb::{ENTRIES, Entry, NO_CONTEXT};
 pub(crate) use translate::Fetch;

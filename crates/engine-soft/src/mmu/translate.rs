@@ -10,6 +10,7 @@ use super::physical::Tables;
 use super::tlb::{ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, ROM, WRITABLE};
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
+use crate::translate::lockstep::Noting;
 use crate::vm::count;
 
 /// Where one linear address is.
@@ -76,6 +77,9 @@ impl Cpu {
         if page.rom {
             return;
         }
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.note_write(index, page.gpa, page.host);
+        }
         let Some((region, tracker)) = self.shared.memory.region(page.gpa) else { return };
         let offset = page.gpa - region.gpa();
         tracker.set_dirty(offset);
@@ -86,7 +90,11 @@ impl Cpu {
 
     fn walk(&mut self, linear: u64, class: Class, kind: Kind) -> Exec<Translation> {
         let access = Access { kind, user: class == Class::User, ac: class == Class::SupervisorAc };
-        let result = self.tlb.paging.walk(&Tables(&self.shared.memory), linear, access);
+        let tables = Tables(&self.shared.memory);
+        let result = match self.lockstep.as_ref().and_then(|l| l.walked()) {
+            None => self.tlb.paging.walk(&tables, linear, access),
+            Some(walked) => self.tlb.paging.walk(&Noting { tables, walked }, linear, access),
+        };
         result.map_err(|code| {
             self.fault_address = linear;
             Fault::pf(code)

@@ -80,6 +80,7 @@ impl Cpu {
             tlb: Tlb::new(),
             cache: Cache::new(shared.ports.len()),
             translator: Translator::new()?,
+            lockstep: None,
             native: native::Local::new()?,
             shared,
             counters: Counters::new(count::NAMES),

@@ -55,6 +55,8 @@ pub(super) struct Builder<'a> {
     pub offset: u16,
     /// Its length.
     pub len: u16,
+    /// Every exit leaves; see `lockstep`.
+    pub alone: bool,
     pub stubs: Vec<Stub>,
     sites: Vec<Site>,
     /// The number of the first of `sites`.
@@ -179,6 +181,7 @@ impl Cpu {
             start,
             offset: start,
             len: 0,
+            alone: self.lockstep.is_some(),
             stubs: Vec::new(),
             sites: Vec::new(),
             first_site: self.translator.sites.len() as u32,
@@ -198,6 +201,9 @@ impl Cpu {
             (site.at, site.resume) = (site.at + base, site.resume + base);
         }
         t.sites.append(&mut sites);
+        if let Some(lockstep) = &mut self.lockstep {
+            lockstep.note_translation(entry, asm.bytes.len());
+        }
         block.code_at = entry;
         self.counters.add(crate::vm::count::BLOCKS_TRANSLATED, 1);
         Ok(true)

@@ -214,7 +214,7 @@ impl Builder<'_> {
 
     /// Lets `hole` lead to the block at an address of this page: at once if it is this one, later by patching if not.
     fn link(&mut self, hole: Hole, target: i32) {
-        if target == i32::from(self.start) {
+        if target == i32::from(self.start) && !self.alone {
             return self.asm.fill(hole, 0);
         }
         let site = self

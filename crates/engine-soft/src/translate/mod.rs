@@ -32,6 +32,7 @@
 //! | `site` | what is known of places in translations |
 //! | `enter` | into translations and out of them |
 //! | `slow` | what translations call |
+//! | `lockstep` | a debug option: every block in both tiers, compared |
 //! | `validate` | an independent look at what was emitted, before it runs |
 //! | `vector` | vector registers |
 
@@ -42,6 +43,7 @@ mod copy;
 pub(crate) mod enter;
 mod flags;
 mod form;
+pub(crate) mod lockstep;
 mod memory;
 mod run;
 mod site;

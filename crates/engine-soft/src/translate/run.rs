@@ -20,6 +20,8 @@ pub(crate) enum Left {
     Attention,
     /// As an operation of the interpreter leaves its block.
     Exit(Exit),
+    /// It differs from the interpreter; see `lockstep`.
+    Different,
 }
 
 impl Cpu {
@@ -75,7 +77,7 @@ impl Cpu {
     pub(crate) fn link(&mut self, left: Left, block: *mut Block) {
         // SAFETY: the run loop has just found the block.
         let block = unsafe { &*block };
-        if block.code_at.is_null() || !block.lasting {
+        if block.code_at.is_null() || !block.lasting || self.lockstep.is_some() {
             return;
         }
         self.sync_translator();

@@ -26,9 +26,13 @@ pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, tag: u64, entry: *const
         Kind::Vector(bit) => match cpu.wanted_vectors(bit) {
             Ok(live) => {
                 cpu.fast.wanted = live;
+                cpu.keep_vectors();
                 return cpu.translator.address(site.at);
             }
-            Err(fault) => return cpu.leave_with(Exit::Fault, Some(fault)),
+            Err(fault) => {
+                cpu.before_fault(fault);
+                return cpu.leave_with(Exit::Fault, Some(fault));
+            }
         },
         _ => {}
     }
@@ -77,6 +81,9 @@ impl Cpu {
         self.fast.interpreted += 1;
         let epoch = self.cache.epoch;
         let start = self.rip;
+        if !self.before_interpreted() {
+            return self.leave_with(Exit::State, None);
+        }
         // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
         let known = self.cache.block(site.alone).filter(|block| unsafe { (**block).is_current() });
         let block = match known {
@@ -95,6 +102,7 @@ impl Cpu {
         match (first.run)(self, first) {
             // Devices may have been asked for, but nothing that empties the cache.
             Exit::Fall if self.cache.epoch == epoch && is_same && site.resume != 0 => {
+                self.after_interpreted();
                 self.translator.address(site.resume)
             }
             Exit::Taken | Exit::Jump if !is_canonical(self.rip) || self.rip > self.fast.rip_max => {

@@ -16,6 +16,7 @@ counts! {
     ENTERED = "entries into translations";
     BLOCKS_DECODED = "blocks decoded";
     BLOCKS_TRANSLATED = "blocks translated";
+    COMPARED = "blocks compared in lock-step";
     CODE_CACHE_CLEARED = "code cache clearings";
     CODE_INVALIDATIONS = "code invalidations";
     TLB_FILLS = "tlb fills";

@@ -16,6 +16,7 @@ pub struct SoftVm {
     shared: Arc<Shared>,
     supported: CpuidTable,
     translate_after: Option<u32>,
+    lockstep: Option<u32>,
 }
 
 impl SoftVm {
@@ -29,12 +30,25 @@ impl SoftVm {
             let what = format!("the software engine runs at most {VCPUS_MAX} processors, not {vcpus_max}");
             return Err(EngineError::Unavailable(what));
         }
-        Ok(Self { shared: Shared::new(memory, clock, vcpus_max, khz), supported, translate_after: None })
+        let shared = Shared::new(memory, clock, vcpus_max, khz);
+        Ok(Self { shared, supported, translate_after: None, lockstep: None })
     }
 
     /// See [`crate::SoftEngine::translating_after`].
     pub(crate) fn translating_after(self, runs: Option<u32>) -> Self {
         Self { translate_after: runs, ..self }
+    }
+
+    /// See [`crate::SoftEngine::in_lockstep`].
+    ///
+    /// # Errors
+    /// The machine may have more than one processor.
+    pub(crate) fn in_lockstep(self, runs: Option<u32>) -> Result<Self, EngineError> {
+        if runs.is_some() && self.shared.ports.len() > 1 {
+            let what = "lock-step compares what one processor does with memory; give the machine --cpus 1";
+            return Err(EngineError::Unavailable(what.into()));
+        }
+        Ok(Self { lockstep: runs, ..self })
     }
 }
 
@@ -52,6 +66,9 @@ impl Vm for SoftVm {
         let mut cpu = SoftVcpu::new(self.shared.clone(), spec)?;
         if let Some(runs) = self.translate_after {
             cpu.translate_after(runs);
+        }
+        if let Some(runs) = self.lockstep {
+            cpu.start_lockstep(runs);
         }
         Ok(Box::new(cpu))
     }

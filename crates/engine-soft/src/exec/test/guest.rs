@@ -13,6 +13,7 @@ use umbra_x86::segment::{Segment, Table, access, sreg};
 use crate::cpu::Cpu;
 use crate::exec::{self, Stop};
 use crate::native;
+use crate::translate::lockstep;
 use crate::vm::Shared;
 
 pub const CODE: u64 = 0x10_0000;
@@ -80,6 +81,10 @@ impl Guest {
             guest.tables();
         }
         guest.enter();
+        // `UMBRA_LOCKSTEP=1 UMBRA_TRANSLATE_AFTER=0 cargo test` lets every test compare both tiers.
+        if let Some(runs) = lockstep::asked().filter(|_| guest.cpu.shared.ports.len() == 1) {
+            guest.cpu.start_lockstep(runs);
+        }
         guest
     }
 
@@ -179,7 +184,8 @@ impl Guest {
     /// Goes on until a HLT.
     pub fn go(&mut self) {
         self.cpu.run_state = RunState::Running;
-        assert_eq!(exec::run(&mut self.cpu), Stop::Wait, "at {:#x}", self.cpu.rip);
+        let stop = exec::run(&mut self.cpu);
+        assert_eq!(stop, Stop::Wait, "at {:#x}: {}", self.cpu.rip, self.cpu.lockstep_report());
     }
 
     /// Runs `code`, which must raise an exception: its vector, error code (or what is on the stack in its place) and RIP.
