@@ -72,8 +72,8 @@ pub fn run(job: Job) -> anyhow::Result<ExitCode> {
     Ok(broker.conclude(&job, &ending))
 }
 
-/// After how many runs a block is translated; the software engine's.
-const TRANSLATE_AFTER: &str = "UMBRA_TRANSLATE_AFTER";
+/// What the software engine looks for in its environment, to find faults of one tier.
+const ENGINE: [&str; 3] = ["UMBRA_TRANSLATE_AFTER", "UMBRA_VALIDATE", "UMBRA_LOCKSTEP"];
 
 fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)> {
     let (link, theirs) = Link::pair().context("cannot make the worker's socket")?;
@@ -85,8 +85,7 @@ fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)>
         .stdout(Stdio::null());
     // Nothing of the user's environment is the worker's business, and signals from the terminal are the broker's.
     process.env_clear().process_group(0);
-    // To find faults of one tier of the software engine.
-    process.envs(std::env::var_os(TRANSLATE_AFTER).map(|runs| (TRANSLATE_AFTER, runs)));
+    process.envs(ENGINE.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     let worker = process.spawn().context("cannot start the machine's process")?;
     drop(process);
     let console = OwnedFd::from(console);

@@ -167,6 +167,12 @@ impl Area {
         self.write(offset, &code);
     }
 
+    /// Writes over code.
+    #[cfg(test)]
+    pub fn overwrite(&self, offset: usize, code: &[u8]) {
+        assert!(offset + code.len() <= self.used && self.write(offset, code));
+    }
+
     /// Where `address` is in the area.
     pub fn offset_of(&self, address: *const u8) -> usize {
         (address as usize).wrapping_sub(self.memory.base + self.start())

@@ -185,7 +185,8 @@ impl Guest {
     pub fn go(&mut self) {
         self.cpu.run_state = RunState::Running;
         let stop = exec::run(&mut self.cpu);
-        assert_eq!(stop, Stop::Wait, "at {:#x}: {}", self.cpu.rip, self.cpu.lockstep_report());
+        let report = self.cpu.lockstep_report();
+        assert_eq!(stop, Stop::Wait, "at {:#x}: {report}", self.cpu.rip);
     }
 
     /// Runs `code`, which must raise an exception: its vector, error code (or what is on the stack in its place) and RIP.

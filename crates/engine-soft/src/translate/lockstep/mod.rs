@@ -14,6 +14,7 @@
 //! - *Status flags* that nobody needs may differ ([`super::flags`]). So the interpreter keeps its own: the difference is carried from segment to
 //!   segment, and an error once an instruction makes something of it. Exceptions and interrupts end that: a handler may see them.
 //! - *Accessed and dirty bits* that a page walk sets within a segment are no instruction's result; their entries are left as they are.
+//! - Code that a device writes over while it runs is not compared.
 //! - What the first tier writes into MSRs other than those listed in `snapshot`, or leaves in the TLB, is not compared.
 //! - Nobody else may write what a segment writes: other processors are refused, and devices that write guest memory on threads of their own
 //!   would be taken for a difference where they hit the very words.
@@ -32,6 +33,8 @@ mod snapshot;
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
+
+use umbra_memory::CodePage;
 
 pub(crate) use self::pages::Noting;
 use self::pages::{Pages, Walked};
@@ -80,8 +83,9 @@ pub(crate) struct Lockstep {
     goes_on: bool,
     /// The run of the block at hand is compared.
     comparing: bool,
-    /// The translation at hand.
+    /// The translation at hand; the page that it is of, and in which version.
     code: *const u8,
+    page: (*const CodePage, u32),
     /// The difference that has been found.
     found: Option<String>,
 }
@@ -120,6 +124,7 @@ impl Lockstep {
             goes_on: false,
             comparing: false,
             code: std::ptr::null(),
+            page: (std::ptr::null(), 0),
             found: None,
         })
     }
@@ -135,6 +140,21 @@ impl Lockstep {
     /// Where a page walk notes the entries that it changes.
     pub(crate) fn walked(&self) -> Option<&Walked> {
         self.open.then_some(&self.walked)
+    }
+
+    /// The host code of a translation.
+    pub(super) fn translation(&self, code: *const u8) -> &[u8] {
+        match self.lengths.get(&(code as usize)) {
+            // SAFETY: this much of code is there; nothing is written over it while one of its blocks is known.
+            Some(len) => unsafe { std::slice::from_raw_parts(code, *len) },
+            None => &[],
+        }
+    }
+
+    /// Whether the code is still what was translated.
+    fn is_current(&self) -> bool {
+        // SAFETY: guest memory's tracking outlives the processor.
+        unsafe { (*self.page.0).version() == self.page.1 }
     }
 
     /// A translation has been made.
@@ -168,16 +188,17 @@ impl Cpu {
     }
 
     fn run_compared(&mut self, block: *mut Block, code: *const u8) -> Left {
-        // SAFETY: the run loop gives a block that exists. Until it was translated this counted something else.
-        let runs = unsafe { &mut (*block).heat };
+        // SAFETY: the run loop gives a block that exists.
+        let block = unsafe { &mut *block };
         let Some(lockstep) = &mut self.lockstep else { return Left::Attention };
-        lockstep.comparing = *runs < lockstep.runs;
+        // Until it was translated this counted something else.
+        lockstep.comparing = block.heat < lockstep.runs;
         if !lockstep.comparing {
             lockstep.stale = 0;
             return self.run_translation(code);
         }
-        *runs = runs.saturating_add(1);
-        lockstep.code = code;
+        block.heat = block.heat.saturating_add(1);
+        (lockstep.code, lockstep.page) = (code, (block.code, block.version));
         self.counters.add(count::COMPARED, 1);
         self.begin_segment(false);
         let left = self.run_translation(code);

@@ -50,21 +50,24 @@ impl Cpu {
         let done = self.replay(end);
         let Some(mut lockstep) = self.lockstep.take() else { return true };
         lockstep.open = false;
+        lockstep.pages.settle(&lockstep.walked);
+        if let Err(difference) = &done
+            && lockstep.is_current()
+        {
+            lockstep.found = Some(self.describe(&lockstep, difference));
+        }
         lockstep.stale = lockstep.translated.status ^ self.fast.status;
         if lockstep.stale & !before != 0 {
             lockstep.stale_since = lockstep.start.rip;
-        }
-        lockstep.pages.settle(&lockstep.walked);
-        if let Err(difference) = &done {
-            lockstep.found = Some(self.describe(&lockstep, difference));
         }
         lockstep.translated.restore(self);
         if lockstep.has_vector {
             self.vector.clone_from(&lockstep.translated_vector);
         }
         (self.fast.fault, self.fast.exit, self.fast.event) = (fault, exit, event);
+        let is_well = lockstep.found.is_none();
         self.lockstep = Some(lockstep);
-        done.is_ok()
+        is_well
     }
 
     /// Runs the interpreter until it is where the translation was, in the same state.

@@ -42,20 +42,14 @@ impl Cpu {
         let gpr = lockstep.start.gpr.map(|value| format!("{value:x}")).join(" ");
         let _ = writeln!(text, "  registers at the start (rax rcx rdx rbx rsp rbp rsi rdi r8 to r15): {gpr}");
         text.push_str("guest code:\n");
-        self.guest_code(from, &mut text);
+        self.guest_code(from, to, &mut text);
         text.push_str("host code of the block:\n");
-        let len = lockstep.lengths.get(&(lockstep.code as usize)).copied().unwrap_or(0);
-        let code = if len == 0 {
-            &[]
-        } else {
-            // SAFETY: the translation at hand, of which this is the length, stays while lock-step is at it.
-            unsafe { std::slice::from_raw_parts(lockstep.code, len) }
-        };
+        let code = lockstep.translation(lockstep.code);
         text.push_str(&validate::listing(code, &validate::Given { version: 0, entries: Vec::new() }, None));
         text
     }
 
-    fn guest_code(&mut self, from: u64, text: &mut String) {
+    fn guest_code(&mut self, from: u64, to: u64, text: &mut String) {
         let mut bytes = [0; 512];
         let len = self.code_at(from, &mut bytes);
         let mut decoder = Decoder::with_ip(self.mode.code.into(), &bytes[..len], from, DecoderOptions::NONE);
@@ -64,7 +58,7 @@ impl Cpu {
             let mut line = String::new();
             formatter.format(&i, &mut line);
             let _ = writeln!(text, "  {:#x}  {line}", i.ip());
-            if i.is_invalid() || i.flow_control() != FlowControl::Next {
+            if i.is_invalid() || i.flow_control() != FlowControl::Next || i.next_ip() == to {
                 return;
             }
         }

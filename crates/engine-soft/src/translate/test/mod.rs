@@ -4,6 +4,7 @@ mod address_test;
 mod change_test;
 mod golden_test;
 mod hostile_test;
+mod lockstep_test;
 mod operand_test;
 mod program;
 mod system_test;
