@@ -28,6 +28,33 @@ pub enum Suite {
     Backports,
 }
 
+/// Whose programs a root file system consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// 64-bit x86.
+    Amd64,
+    /// 32-bit x86.
+    I386,
+}
+
+impl Architecture {
+    /// What Debian calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Amd64 => "amd64",
+            Architecture::I386 => "i386",
+        }
+    }
+
+    /// What its folders of libraries and its compilers are named after.
+    pub fn triplet(self) -> &'static str {
+        match self {
+            Architecture::Amd64 => "x86_64-linux-gnu",
+            Architecture::I386 => "i386-linux-gnu",
+        }
+    }
+}
+
 /// A package and its version, as apt would install them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
@@ -48,6 +75,11 @@ pub struct Apt {
 impl Apt {
     /// Makes the state in `folder` and fetches the package lists.
     pub fn open(folder: &Path) -> Result<Apt> {
+        Self::open_for(folder, Architecture::Amd64)
+    }
+
+    /// The same for the packages of another architecture.
+    pub fn open_for(folder: &Path, architecture: Architecture) -> Result<Apt> {
         for sub in ["lists/partial", "cache/archives/partial", "debs"] {
             std::fs::create_dir_all(folder.join(sub))
                 .with_context(|| format!("cannot make {}", folder.join(sub).display()))?;
@@ -58,7 +90,12 @@ impl Apt {
         })?;
         std::fs::write(folder.join("status"), without_packages(&status, &NOT_INSTALLED))?;
         std::fs::write(folder.join("no-status"), "")?;
-        std::fs::write(folder.join("sources.list"), sources(&mirrors(folder)?, &codename))?;
+        let mut mirrors = mirrors(folder)?;
+        if architecture != Architecture::Amd64 {
+            // What a mirror leaves out, or lets grow old, is the additions for architectures that few use.
+            mirrors.retain(|(_, suite)| *suite == codename);
+        }
+        std::fs::write(folder.join("sources.list"), sources(&mirrors, &codename))?;
         let path = |name: &str| folder.join(name).display().to_string();
         let settings = [
             format!("Dir::Etc::sourcelist={}", path("sources.list")),
@@ -66,6 +103,8 @@ impl Apt {
             format!("Dir::State::lists={}", path("lists")),
             format!("Dir::State::status={}", path("status")),
             format!("Dir::Cache={}", path("cache")),
+            format!("APT::Architecture={}", architecture.name()),
+            format!("APT::Architectures={}", architecture.name()),
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Retries=3".to_owned(),
             "Acquire::Languages=none".to_owned(),

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::apt::{Apt, Package, Suite, install_missing};
 use crate::cache;
 use crate::guests::{Guests, Kernel, Qemu};
+use crate::soak;
 
 /// Programs that tests and tools call by name, and the packages that bring them.
 const PROGRAMS: [(&str, &str); 6] = [
@@ -23,8 +24,14 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("taskset", "util-linux"),
 ];
 
-/// Prepares everything and returns it. With `refresh`, newer packages are looked for.
+/// Prepares everything and returns the list of it. With `refresh`, newer packages are looked for.
 pub fn prepare(refresh: bool) -> Result<Guests> {
+    let guests = prepare_guests(refresh)?;
+    soak::fetch(refresh)?;
+    Ok(guests)
+}
+
+fn prepare_guests(refresh: bool) -> Result<Guests> {
     let started = Instant::now();
     install_missing(&PROGRAMS)?;
     let folder = cache::folder();

@@ -15,6 +15,8 @@ pub mod initramfs;
 pub mod lint;
 pub mod nest;
 pub mod process;
+mod root;
+pub mod soak;
 pub mod suite;
 pub mod umbra;
 

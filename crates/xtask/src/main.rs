@@ -11,7 +11,7 @@ use xtask::bench::{boot, cpu, overhead};
 use xtask::cache::workspace;
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Paging};
-use xtask::{deps, fuzz, lint, suite};
+use xtask::{deps, fuzz, lint, soak, suite};
 
 /// The repository's tool box.
 #[derive(Parser)]
@@ -43,6 +43,8 @@ enum Task {
     },
     /// Fuzz what reads untrusted bytes, each target for a few seconds
     Fuzz(fuzz::FuzzOptions),
+    /// Run real systems for long under the software engine, and write down in docs/soak.md what came of it
+    Soak(soak::SoakOptions),
     /// Measure Umbra beside QEMU
     #[command(subcommand)]
     Bench(Bench),
@@ -125,6 +127,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let steps = if steps.is_empty() { suite::Step::ALL.to_vec() } else { steps };
             Ok(if suite::run(&workspace(), &steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Task::Soak(options) => Ok(if soak::run(&options)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Task::Bench(Bench::Overhead(options)) => {
             let report = overhead::run(&options)?;
             if options.json {

@@ -51,15 +51,20 @@ impl Process {
     /// Standard input is empty; see [`Process::start_with_input`] for the other case. Call it from a thread that lives as
     /// long as the process shall: the kernel counts the thread's end as its parent's.
     pub fn start(command: &Command) -> Result<Process> {
-        Self::spawn(command, Stdio::null())
+        Self::spawn(command, Stdio::null(), b'\n')
+    }
+
+    /// The same, with what `separator` ends in place of lines: for output that never ends a line.
+    pub fn start_split(command: &Command, separator: u8) -> Result<Process> {
+        Self::spawn(command, Stdio::null(), separator)
     }
 
     /// The same with a pipe for standard input, which [`Process::take_input`] hands out.
     pub fn start_with_input(command: &Command) -> Result<Process> {
-        Self::spawn(command, Stdio::piped())
+        Self::spawn(command, Stdio::piped(), b'\n')
     }
 
-    fn spawn(command: &Command, input: Stdio) -> Result<Process> {
+    fn spawn(command: &Command, input: Stdio, separator: u8) -> Result<Process> {
         let what = || format!("cannot start {}", command.get_program().to_string_lossy());
         let (reader, writer) = std::io::pipe().with_context(what)?;
         let mut tied = Command::new("setpriv");
@@ -83,7 +88,7 @@ impl Process {
             .with_context(what)?;
         // `tied` holds our copies of the pipe's writing end; output ends only when they are closed.
         drop(tied);
-        std::thread::spawn(move || read_lines(reader, started, &sender));
+        std::thread::spawn(move || read_lines(reader, separator, started, &sender));
         Ok(Process { child, started, lines })
     }
 
@@ -176,7 +181,7 @@ fn cpu_ticks(id: u32) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
-fn read_lines(mut reader: impl Read, started: Instant, lines: &Sender<Line>) {
+fn read_lines(mut reader: impl Read, separator: u8, started: Instant, lines: &Sender<Line>) {
     let mut chunk = [0; 4096];
     let mut pending = Vec::new();
     let send = |bytes: &[u8], at: Duration| {
@@ -186,7 +191,7 @@ fn read_lines(mut reader: impl Read, started: Instant, lines: &Sender<Line>) {
     while let Ok(count @ 1..) = reader.read(&mut chunk) {
         let at = started.elapsed();
         pending.extend_from_slice(&chunk[..count]);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = pending.iter().position(|byte| *byte == separator) {
             let rest = pending.split_off(end + 1);
             let sent = send(&pending[..end], at);
             pending = rest;

@@ -75,8 +75,19 @@ impl Umbra {
 
     /// Boots the test guest of `kernel`; `task` goes on its command line, `arguments` on ours.
     pub fn boot(&self, kernel: &Kernel, task: &str, arguments: &[&str]) -> Result<Guest> {
+        self.boot_initrd(kernel, &kernel.initrd, task, arguments)
+    }
+
+    /// The same with another initramfs.
+    pub fn boot_initrd(
+        &self,
+        kernel: &Kernel,
+        initrd: &Path,
+        task: &str,
+        arguments: &[&str],
+    ) -> Result<Guest> {
         let mut command = self.command(["run", "--kernel"]);
-        command.arg(&kernel.image).arg("--initrd").arg(&kernel.initrd);
+        command.arg(&kernel.image).arg("--initrd").arg(initrd);
         command.args(["--append", &format!("console=ttyS0 quiet panic=-1 {task}")]).args(arguments);
         Guest::start(&command)
     }

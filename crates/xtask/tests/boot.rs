@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use xtask::bench::boot::rate_of;
 use xtask::cache::Scratch;
 use xtask::guests::Guests;
+use xtask::soak::{Program, smoke};
 use xtask::umbra::{Guest, Umbra};
 
 /// For a boot under the slowest tier on a busy machine.
@@ -59,6 +60,26 @@ boots! {
     boots_6_12_with_1_gib: "6.12", "1", "1G", 1024;
     boots_6_12_with_2_processors: "6.12", "2", "1G", 1024;
     boots_6_12_with_6_gib: "6.12", "1", "6G", 6144;
+}
+
+macro_rules! smokes {
+    ($($name:ident: $program:ident;)*) => {$(
+        #[test]
+        #[ignore = "boots a whole guest: cargo xtask test boot"]
+        fn $name() -> Result<()> {
+            smoke(Program::$program)
+        }
+    )*};
+}
+
+// The short forms of what `cargo xtask soak` runs for long.
+smokes! {
+    stress_ng_finds_nothing_wrong: Stress;
+    gcc_compiles_and_its_output_runs: Gcc;
+    node_runs: Node;
+    a_jvm_runs_a_compiler_and_what_that_made: Java;
+    programs_of_32_bits_run: I386;
+    memtest86_finds_no_error: Memtest;
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod profile;
 mod report;
 mod rows;
 mod session;
-mod source;
+pub(crate) mod source;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use self::image::Image;
 use self::profile::Profile;
 pub use self::report::{CpuReport, Side, Who};
 use self::report::{class_means, clock_failure, disagreements, row_times};
@@ -27,6 +26,7 @@ use super::{clock_rate, load};
 use crate::cache::Scratch;
 use crate::guests::{Guests, Kernel, Qemu};
 use crate::process::Process;
+use crate::root::Root;
 use crate::umbra;
 
 /// A guest that needs longer to take rows has failed.
@@ -226,7 +226,7 @@ impl<'a> Bench<'a> {
         Ok(bench)
     }
 
-    fn add_guest(&mut self, who: Who, vmm: &Vmm, kernel: &Kernel, image: &Image, name: &str) -> Result<()> {
+    fn add_guest(&mut self, who: Who, vmm: &Vmm, kernel: &Kernel, image: &Root, name: &str) -> Result<()> {
         let guest = |initrd: &PathBuf, words: &str| GuestSpec {
             initrd: initrd.clone(),
             append: format!("console=ttyS0 quiet panic=-1 {words}"),
@@ -248,13 +248,13 @@ impl<'a> Bench<'a> {
     }
 
     /// Adds the host, unless it does not let us change root.
-    fn add_host(&mut self, image: &Image) {
+    fn add_host(&mut self, image: &Root) {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child"]);
         if !is_root() {
             command.arg("--map-root-user");
         }
-        command.args(["sh", "-c", HOST]).arg(&image.root);
+        command.args(["sh", "-c", HOST]).arg(&image.folder);
         let command = pinned(&command, &first_processors(&self.options.pin, self.options.cpus as usize));
         match Session::start(&command, READY_LIMIT) {
             Ok(_) => self.add(Who::Host, "host".into(), command, None),

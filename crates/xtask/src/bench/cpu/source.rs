@@ -24,7 +24,7 @@ impl Numbers {
 }
 
 /// A C file of [`C_LINES`] lines: tables, and functions that loop, branch, switch, index and call each other.
-pub(super) fn c_file() -> String {
+pub(crate) fn c_file() -> String {
     let mut numbers = Numbers(1);
     let mut text =
         String::from("struct item { int key; unsigned size; double weight; struct item *next; };\n");
