@@ -143,7 +143,10 @@ impl Cpu {
             if instruction.is_invalid() {
                 break;
             }
-            let form = Form::of(self, &instruction, factory);
+            let form = match self.happens_once(&instruction) {
+                true => Form::Interpret,
+                false => Form::of(self, &instruction, factory),
+            };
             let uses = match form {
                 Form::Interpret | Form::System(System::Pushf) => Use::CALL,
                 Form::System(_) => Use::default(),

@@ -34,6 +34,7 @@ mod snapshot;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use iced_x86::{Instruction, Mnemonic};
 use umbra_memory::CodePage;
 
 pub(crate) use self::pages::Noting;
@@ -174,6 +175,11 @@ impl Cpu {
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.stale = 0;
         }
+    }
+
+    /// Whether two runs of an instruction would never come to the same, so that in lock-step the interpreter does it, once.
+    pub(super) fn happens_once(&self, i: &Instruction) -> bool {
+        self.lockstep.is_some() && matches!(i.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed)
     }
 
     /// What differed.
