@@ -1,5 +1,6 @@
 //! The command line: one definition gives the parser, the help and its test.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -44,6 +45,13 @@ pub enum Command {
     Stop(StopArgs),
     /// List the running machines of this user
     Ls(ListArgs),
+    /// Work on disk images: everything that `qemu-img` does, by the same words; `umbra image --help` tells more
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Image {
+        /// A command and its options
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        words: Vec<OsString>,
+    },
     #[command(hide = true)]
     Worker {
         /// Process ID of the broker.

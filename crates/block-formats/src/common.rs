@@ -1,0 +1,97 @@
+//! What the formats share.
+
+use umbra_block::{Error, Extent, Mapping, Place, Result, StorageId};
+
+/// Entries that one call of `map` looks at: 512 MiB of the smallest units.
+pub(crate) const ENTRIES_A_CALL: u64 = 8192;
+
+/// What an entry of a table says of its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Nothing: the backing file's, or zeroes.
+    Absent,
+    /// Zeroes.
+    Zero,
+    /// Data at an offset of the image file.
+    At(u64),
+}
+
+/// The run of one mapping from `offset` on, in units of `unit` bytes that `look` tells of. Units that follow each other
+/// in the file make one run. `absent` is what absent units are.
+pub(crate) fn run(
+    offset: u64,
+    len: u64,
+    unit: u64,
+    absent: &Mapping,
+    look: impl Fn(u64) -> Result<Unit>,
+) -> Result<Extent> {
+    let first = offset / unit;
+    let within = offset % unit;
+    let kind = look(first)?;
+    let mut have = unit - within;
+    let mut next = first + 1;
+    while have < len && next - first < ENTRIES_A_CALL {
+        let expected = match kind {
+            Unit::At(start) => {
+                (next - first).checked_mul(unit).and_then(|skip| start.checked_add(skip)).map(Unit::At)
+            }
+            other => Some(other),
+        };
+        if expected != Some(look(next)?) {
+            break;
+        }
+        have = have.saturating_add(unit);
+        next += 1;
+    }
+    let mapping = match kind {
+        Unit::Absent => absent.clone(),
+        Unit::Zero => Mapping::Zero(None),
+        Unit::At(start) => {
+            let place = start.checked_add(within);
+            let place = place.ok_or_else(|| Error::corrupt("data lies behind the end of all files"))?;
+            Mapping::Data(Place::plain(StorageId(0), place))
+        }
+    };
+    Ok(Extent { mapping, len: have.min(len) })
+}
+
+/// For a `zero` or `discard` of a format that has no form for it: how many bytes from `offset` on are absent units,
+/// which read as zeroes already.
+pub(crate) fn absent_run(
+    offset: u64,
+    len: u64,
+    unit: u64,
+    look: impl Fn(u64) -> Result<Unit>,
+) -> Result<u64> {
+    match run(offset, len, unit, &Mapping::Zero(None), look)? {
+        Extent { mapping: Mapping::Zero(_), len } => Ok(len),
+        _ => Ok(0),
+    }
+}
+
+/// An identity by chance, RFC 9562 version 4.
+pub(crate) fn random_uuid() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let got = rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty());
+        filled +=
+            got.map_err(|error| Error::io("get random bytes for", "the image's identity", error.into()))?;
+    }
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(bytes)
+}
+
+/// An error for what a format has no form for.
+pub(crate) fn unsupported<T>(what: &str) -> Result<T> {
+    Err(Error::Unsupported(what.to_owned()))
+}
+
+/// A check of a value that an image chose.
+pub(crate) fn at_most(what: &str, value: u64, limit: u64) -> Result<()> {
+    match value <= limit {
+        true => Ok(()),
+        false => Err(Error::TooLarge { what: what.to_owned(), value, limit }),
+    }
+}

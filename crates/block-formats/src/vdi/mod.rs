@@ -1,0 +1,224 @@
+//! VirtualBox disk images: a header, a table of blocks of 1 MiB, and the blocks.
+//!
+//! Constraints: entries of the table are written when what they point to is durable, and after the header, whose count of
+//! blocks says where the next one goes. Authority: VirtualBox' `VDICore.h`.
+
+mod check;
+mod driver;
+mod header;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use umbra_block::{
+    BackingRef, Bitmaps, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping,
+    Options, Place, Preallocation, Prepare, Prepared, Repair, Result, SectorCipher, Snapshots, Storage,
+    StorageExt, StorageId, Task, Token,
+};
+use zerocopy::IntoBytes;
+
+use crate::common::{Unit, absent_run, run, unsupported};
+use crate::table::Table;
+pub use driver::Vdi;
+use header::Header;
+
+/// A block that was never written.
+const UNALLOCATED: u32 = 0xffff_ffff;
+/// A block that reads as zeroes.
+const ZERO: u32 = 0xffff_fffe;
+
+/// An open image.
+#[derive(Debug)]
+struct Image {
+    storages: [Arc<dyn Storage>; 1],
+    name: String,
+    header: Header,
+    blocks: Table,
+    writable: bool,
+    /// Number of the place that the next new block gets.
+    next: Mutex<u32>,
+    /// Guards the order of a flush.
+    flushing: Mutex<()>,
+}
+
+/// A block that waits for its data.
+struct Pending {
+    block: u64,
+    place: u32,
+}
+
+fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Image {
+    fn unit(&self) -> u64 {
+        self.header.block_size.get().into()
+    }
+
+    fn look(&self, block: u64) -> Result<Unit> {
+        match u32::from_le_bytes(self.blocks.entry(block)?) {
+            UNALLOCATED => Ok(Unit::Absent),
+            ZERO => Ok(Unit::Zero),
+            place => Ok(Unit::At(self.offset_of(place))),
+        }
+    }
+
+    fn offset_of(&self, place: u32) -> u64 {
+        u64::from(self.header.offset_data.get()) + u64::from(place) * self.unit()
+    }
+
+    fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storages[0]
+    }
+
+    fn flush_all(&self) -> Result<()> {
+        let _order = hold(&self.flushing);
+        if self.blocks.is_changed() {
+            let next = *hold(&self.next);
+            let mut header = self.header.clone();
+            header.blocks_allocated = next.into();
+            // Blocks whose end was never written are whole all the same.
+            let end = self.offset_of(next);
+            if self.storage().len()? < end {
+                self.storage().set_len(end)?;
+            }
+            self.storage().write_at(0, header.as_bytes())?;
+            self.storage().flush()?;
+            self.blocks.write_back()?;
+        }
+        self.storage().flush()
+    }
+}
+
+impl Format for Image {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            size: self.header.disk_size.get(),
+            unit: self.unit(),
+            zero_unit: self.unit(),
+            compression: None,
+        }
+    }
+
+    fn storages(&self) -> &[Arc<dyn Storage>] {
+        &self.storages
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Result<Extent> {
+        run(offset, len, self.unit(), &Mapping::Zero(None), |block| self.look(block))
+    }
+
+    fn cipher(&self) -> Option<&dyn SectorCipher> {
+        None
+    }
+
+    fn backing(&self) -> Option<BackingRef> {
+        None
+    }
+
+    fn write(&self) -> Option<&dyn FormatWrite> {
+        self.writable.then_some(self)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flush_all()
+    }
+
+    fn close(&self) -> Result<()> {
+        match self.writable {
+            true => self.flush_all(),
+            false => Ok(()),
+        }
+    }
+
+    fn info(&self) -> Result<ImageInfo> {
+        Ok(ImageInfo {
+            format: "vdi".into(),
+            filename: self.name.clone(),
+            virtual_size: self.header.disk_size.get(),
+            actual_size: self.storage().info().allocated,
+            cluster_size: Some(self.unit()),
+            ..ImageInfo::default()
+        })
+    }
+
+    fn check(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
+        self.check_all(repair, task)
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+}
+
+impl FormatWrite for Image {
+    fn prepare(&self, offset: u64, len: u64, how: Prepare) -> Result<Option<Prepared>> {
+        if let Prepare::Compressed { .. } = how {
+            return Ok(None);
+        }
+        if let Extent { mapping: Mapping::Data(place), len } = self.map(offset, len)? {
+            return Ok(Some(Prepared { len, place, before: 0, after: 0, token: None }));
+        }
+        if how == Prepare::InPlace {
+            return Ok(None);
+        }
+        let (block, within) = (offset / self.unit(), offset % self.unit());
+        let len = len.min(self.unit() - within);
+        let place = {
+            let mut next = hold(&self.next);
+            let place = *next;
+            *next = place.checked_add(1).filter(|&next| next < ZERO).ok_or_else(|| {
+                Error::Refused(
+                    "the image has as many blocks as its format allows; convert it to another".into(),
+                )
+            })?;
+            place
+        };
+        // What lies behind the end of a file reads as zeroes, and so does a block that is put there; a device has
+        // anything there.
+        let rest = self.unit() - within - len;
+        let (before, after) = if self.storage().info().fixed_len { (within, rest) } else { (0, 0) };
+        Ok(Some(Prepared {
+            len,
+            place: Place::plain(StorageId(0), self.offset_of(place) + within),
+            before,
+            after,
+            token: Some(Box::new(Pending { block, place })),
+        }))
+    }
+
+    fn commit(&self, token: Token) -> Result<()> {
+        let pending = token.downcast::<Pending>().map_err(|_| Error::corrupt("a token of another format"))?;
+        self.blocks.set(pending.block, pending.place.to_le_bytes())?;
+        if self.blocks.is_full() { self.flush_all() } else { Ok(()) }
+    }
+
+    fn abort(&self, token: Token) {
+        // A block that others have followed stays unused: what was written to it must not become another's.
+        drop(token);
+    }
+
+    fn zero(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64> {
+        absent_run(offset, len, self.unit(), |block| self.look(block))
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn resize(&self, _size: u64, _preallocation: Preallocation, _task: &Task<'_>) -> Result<()> {
+        unsupported("Image format driver does not support resize")
+    }
+
+    fn set_backing(&self, _backing: Option<&BackingRef>) -> Result<()> {
+        unsupported("a VDI image has no backing file")
+    }
+
+    fn amend(&self, _options: &Options, _task: &Task<'_>) -> Result<()> {
+        unsupported("Format driver 'vdi' does not support option amendment")
+    }
+}

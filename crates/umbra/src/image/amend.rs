@@ -1,0 +1,93 @@
+//! `amend`: change options of an image.
+
+use umbra_block::{BackingRef, Error, Preallocation};
+
+use super::failure::{Failure, Outcome};
+use super::getopt::Parsed;
+use super::open::Want;
+use super::{Tool, keyval, print, size, target};
+
+pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
+    let texts: Vec<&str> = parsed.all("options").collect();
+    if texts.is_empty() {
+        return Err(Failure::usage("Must specify options (-o)"));
+    }
+    if let (true, Some(format)) =
+        (texts.iter().any(|text| keyval::asks_for_help(text)), parsed.last("format"))
+    {
+        let driver = tool.environment.registry.get(format);
+        let driver = driver.map_err(|_| Failure::new(format!("Unknown driver '{format}'")))?;
+        if !driver.create_options().iter().any(|option| option.amendable) {
+            return Err(no_amendment(format));
+        }
+        print(&target::option_help(&**driver, true));
+        return Ok(0);
+    }
+    let name = tool.one_name(parsed)?;
+    let disk = tool.open(&Want::new(parsed, name)?.writable())?;
+    let format = disk.node().format_name().to_owned();
+    let driver = tool.environment.registry.get(&format)?;
+    if !driver.create_options().iter().any(|option| option.amendable) {
+        return Err(no_amendment(&format));
+    }
+    if texts.iter().any(|text| keyval::asks_for_help(text)) {
+        print(&target::option_help(&**driver, true));
+        return Ok(0);
+    }
+    let mut options = keyval::options(&texts.join(",")).map_err(Failure::new)?;
+    for (name, _) in
+        options.iter().filter(|(name, _)| !["size", "backing_file", "backing_fmt"].contains(name))
+    {
+        match driver.create_options().iter().find(|option| option.name == name) {
+            Some(option) if option.amendable => {}
+            Some(_) => {
+                return Err(Failure::new(format!(
+                    "Invalid parameter '{name}'\nThis option is only supported for image creation"
+                )));
+            }
+            None => return Err(Failure::new(format!("Invalid parameter '{name}'"))),
+        }
+    }
+    if parsed.has("dry-run") {
+        let list: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        print(&format!("would change '{name}': {}\n", list.join(" ")));
+        return Ok(0);
+    }
+    if parsed.has("force") {
+        options.set("force", "on");
+    }
+    let new_size = options.take("size").map(|text| size::parse(&text)).transpose();
+    let new_size =
+        new_size.map_err(|_| Failure::new("Parameter 'size' expects a non-negative number below 2^64"))?;
+    let backing = options.take("backing_file");
+    let backing_format = options.take("backing_fmt");
+    let progress = tool.progress(parsed);
+    progress.run(|task| -> Outcome<()> {
+        if backing.is_some() || backing_format.is_some() {
+            let old = disk.node().format().backing().unwrap_or_default();
+            let name = backing.unwrap_or(old.name);
+            let new = BackingRef { name, format: backing_format.or(old.format) };
+            let new = (!new.name.is_empty()).then_some(new);
+            disk.drained(|node| match node.format().write() {
+                Some(write) => write.set_backing(new.as_ref()),
+                None => Err(Error::ReadOnly("amend".into())),
+            })?;
+        }
+        if !options.is_empty() {
+            disk.drained(|node| match node.format().write() {
+                Some(write) => write.amend(&options, task),
+                None => Err(Error::ReadOnly("amend".into())),
+            })?;
+        }
+        if let Some(size) = new_size {
+            disk.resize(size, Preallocation::Off, false, task)?;
+        }
+        Ok(())
+    })?;
+    disk.close()?;
+    Ok(0)
+}
+
+fn no_amendment(format: &str) -> Failure {
+    Failure::new(format!("Format driver '{format}' does not support option amendment"))
+}

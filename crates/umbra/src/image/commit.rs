@@ -1,0 +1,155 @@
+//! `commit`: write what an overlay has into an image below it.
+//!
+//! The order keeps everything safe: the base gets the data and is flushed before the overlay loses anything, so a commit
+//! that is interrupted leaves the same content, and can be made again.
+
+use std::sync::Arc;
+
+use umbra_block::{Access, BackingSpec, Disk, Node, NodeSpec, Preallocation, Task, resolve};
+
+use super::copy::{Copy, Source};
+use super::failure::{Doing, Failure, Outcome};
+use super::getopt::Parsed;
+use super::open::Want;
+use super::{Tool, print, size};
+
+pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
+    let rate = match parsed.last("rate") {
+        None => None,
+        Some(text) => {
+            Some(size::parse(text).map_err(|_| Failure::new(format!("Invalid rate specified: '{text}'.")))?)
+        }
+    };
+    let name = tool.one_name(parsed)?;
+    let want = Want::new(parsed, name)?;
+    // To find the base the chain is only read.
+    let depth = {
+        let disk = tool.open(&want)?;
+        base_depth(&disk, name, parsed.last("base"))?
+    };
+    let (top, base) = open_both(tool, &want, depth)?;
+    if parsed.has("dry-run") {
+        let below = base.node();
+        print(&format!("would write what '{name}' has into '{}'\n", below.name()));
+        return Ok(0);
+    }
+    tool.progress(parsed).run(|task| -> Outcome<()> {
+        if base.size() < top.size() {
+            base.resize(top.size(), Preallocation::Off, false, task)
+                .doing(|| "cannot make the base larger".to_owned())?;
+        }
+        copy_down(&top, &base, depth, rate, task)?;
+        base.flush()?;
+        Ok(())
+    })?;
+    top.close()?;
+    base.close()?;
+    if !parsed.has("quiet") {
+        print("Image committed.\n");
+    }
+    Ok(0)
+}
+
+/// How far below the top the base is.
+fn base_depth(disk: &Disk, name: &str, base: Option<&str>) -> Outcome<usize> {
+    let mut below = disk.backing().ok_or_else(|| Failure::new("Image does not have a backing file"))?;
+    let Some(base) = base else { return Ok(1) };
+    let path = resolve(name, base);
+    for depth in 1.. {
+        let node = below.node();
+        if node.name() == base || node.name() == path {
+            return Ok(depth);
+        }
+        let Some(next) = below.backing() else { break };
+        below = next;
+    }
+    Err(Failure::new(format!("Did not find '{base}' in the backing chain of '{name}'")))
+}
+
+/// Opens the chain with two nodes that can be written: the top and the base. The base is one node of both.
+fn open_both(tool: &Tool, want: &Want<'_>, depth: usize) -> Outcome<(Disk, Disk)> {
+    let specs = chain_specs(tool, want)?;
+    let mut below: Option<Arc<Node>> = None;
+    let mut base = None;
+    for (index, spec) in specs.into_iter().enumerate().rev() {
+        let writable = index == 0 || index == depth;
+        let access = if writable { Access::ReadWrite } else { Access::Read };
+        let alone = NodeSpec { access, backing: BackingSpec::None, ..spec };
+        let disk =
+            tool.open_spec(&alone, want.cache).doing(|| format!("Could not open '{}'", alone.file.name))?;
+        disk.drain().exchange_backing(below.take());
+        if index == depth {
+            base = Some(Disk::over(disk.node()));
+        }
+        below = Some(disk.node());
+    }
+    match (below, base) {
+        (Some(top), Some(base)) => Ok((Disk::over(top), base)),
+        _ => Err(Failure::new("Image does not have a backing file")),
+    }
+}
+
+/// How each image of a chain is opened, from the top down.
+fn chain_specs(tool: &Tool, want: &Want<'_>) -> Outcome<Vec<NodeSpec>> {
+    let mut specs = Vec::new();
+    let mut next = Some(tool.open(&Want { writable: false, ..*want })?);
+    while let Some(disk) = next {
+        specs.push(disk.node().spec().clone());
+        next = disk.backing();
+    }
+    Ok(specs)
+}
+
+fn copy_down(top: &Disk, base: &Disk, depth: usize, rate: Option<u64>, task: &Task<'_>) -> Outcome<()> {
+    let total = top.size();
+    let mut at = 0;
+    while at < total {
+        task.at(at, total)?;
+        let (above, len) = allocated_above(top, at, total - at, depth)?;
+        if above {
+            let copy = Copy {
+                sources: vec![Source { disk: top, start: at, len }],
+                target: base,
+                target_start: at,
+                target_is_zero: false,
+                top_only: false,
+                compress: false,
+                sparse: 4096,
+                threads: None,
+                rate,
+                salvage: None,
+            };
+            let tell = |done: u64, _| task.at(at + done, total).is_ok();
+            let show = |done, whole| {
+                tell(done, whole);
+            };
+            copy.run(&Task::new(&show, task.cancel().clone()))?;
+        }
+        at += len.max(1);
+    }
+    task.at(total, total)?;
+    Ok(())
+}
+
+/// Whether an image above the base has something at an offset, and for how many bytes that is so.
+fn allocated_above(top: &Disk, at: u64, len: u64, depth: usize) -> Outcome<(bool, u64)> {
+    let mut len = len;
+    let mut disk = Disk::over(top.node());
+    for _ in 0..depth {
+        let have = disk.size().saturating_sub(at);
+        if have == 0 {
+            // Behind the end of an image in between its overlay reads as zeroes, whatever lies below.
+            return Ok((true, len));
+        }
+        let (allocated, run) = disk.is_allocated(at, len.min(have))?;
+        len = run;
+        if allocated {
+            return Ok((true, len));
+        }
+        match disk.backing() {
+            Some(below) => disk = below,
+            None => break,
+        }
+    }
+    Ok((false, len))
+}

@@ -1,0 +1,165 @@
+//! `compare`: whether two disks have the same content.
+
+use umbra_block::{BlockStatus, Disk, Task};
+
+use super::copy::is_zero;
+use super::failure::{Failure, Outcome, told};
+use super::getopt::Parsed;
+use super::open::{Cache, Want};
+use super::{Tool, print};
+
+const DIFFER: u8 = 1;
+const CANNOT_OPEN: u8 = 2;
+const CANNOT_MAP: u8 = 3;
+const CANNOT_READ: u8 = 4;
+/// Bytes that are compared at once.
+const PIECE: u64 = 512 << 10;
+const SECTOR: usize = 512;
+
+/// What came out.
+enum Verdict {
+    Same,
+    /// With what is to be said of it.
+    Differ(String),
+}
+
+pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
+    let [first, second] = parsed.operands.as_slice() else {
+        return Err(Failure::usage("Expecting two image file names"));
+    };
+    let cache =
+        Cache::parse(parsed.last("cache"), "source cache option").map_err(|e| e.with_code(CANNOT_OPEN))?;
+    let open = |name, format| -> Outcome<Disk> {
+        let want = Want { format, cache, ..Want::new(parsed, name)? };
+        tool.open(&want).map_err(|failure| failure.with_code(CANNOT_OPEN))
+    };
+    let first = open(first, parsed.last("a-format"))?;
+    let second = open(second, parsed.last("b-format"))?;
+    let (quiet, strict) = (parsed.has("quiet"), parsed.has("strict"));
+    let say = |text: &str| {
+        if !quiet {
+            print(text);
+        }
+    };
+    if first.size() != second.size() {
+        if strict {
+            say("Strict mode: Image size mismatch!\n");
+            return Ok(DIFFER);
+        }
+        say("Warning: Image size mismatch!\n");
+    }
+    let verdict = tool.progress(parsed).run(|task| compare(&first, &second, strict, task))?;
+    match verdict {
+        Verdict::Same => {
+            say("Images are identical.\n");
+            Ok(0)
+        }
+        Verdict::Differ(how) => {
+            say(&format!("{how}\n"));
+            Ok(DIFFER)
+        }
+    }
+}
+
+fn compare(first: &Disk, second: &Disk, strict: bool, task: &Task<'_>) -> Outcome<Verdict> {
+    let common = first.size().min(second.size());
+    let total = first.size().max(second.size());
+    let mut buffers = [vec![0; PIECE as usize], vec![0; PIECE as usize]];
+    let mut at = 0;
+    while at < common {
+        task.at(at, total)?;
+        let one = status(first, at, common - at)?;
+        let other = status(second, at, common - at)?;
+        let len = one.len.min(other.len);
+        if strict && kind(&one) != kind(&other) {
+            return Ok(Verdict::Differ(format!("Strict mode: Offset {at} block status mismatch!")));
+        }
+        let mismatch = match (one.zero, other.zero) {
+            (true, true) => None,
+            (true, false) => first_data(second, at, len, total, &mut buffers[0], task)?,
+            (false, true) => first_data(first, at, len, total, &mut buffers[0], task)?,
+            (false, false) => first_difference(first, second, (at, len), total, &mut buffers, task)?,
+        };
+        if let Some(offset) = mismatch {
+            return Ok(Verdict::Differ(format!("Content mismatch at offset {offset}!")));
+        }
+        at += len.max(1);
+    }
+    let larger = if first.size() > second.size() { first } else { second };
+    while at < total {
+        let rest = status(larger, at, total - at)?;
+        if !rest.zero
+            && let Some(offset) = first_data(larger, at, rest.len, total, &mut buffers[0], task)?
+        {
+            return Ok(Verdict::Differ(format!("Content mismatch at offset {offset}!")));
+        }
+        at += rest.len.max(1);
+    }
+    task.at(total, total)?;
+    Ok(Verdict::Same)
+}
+
+fn kind(status: &BlockStatus) -> (bool, bool, bool) {
+    (status.present, status.zero, status.data)
+}
+
+fn status(disk: &Disk, at: u64, len: u64) -> Outcome<BlockStatus> {
+    disk.block_status(at, len).map_err(|error| {
+        let name = disk.node().name().to_owned();
+        Failure::new(format!("Sector allocation test failed for {name}: {}", told(&error)))
+            .with_code(CANNOT_MAP)
+    })
+}
+
+fn read(disk: &Disk, at: u64, bytes: &mut [u8]) -> Outcome<()> {
+    disk.read(at, bytes).map_err(|error| {
+        let name = disk.node().name().to_owned();
+        Failure::new(format!("Error while reading offset {at} of {name}: {}", told(&error)))
+            .with_code(CANNOT_READ)
+    })
+}
+
+/// The first sector that is not zero.
+fn first_data(
+    disk: &Disk,
+    start: u64,
+    len: u64,
+    total: u64,
+    buffer: &mut [u8],
+    task: &Task<'_>,
+) -> Outcome<Option<u64>> {
+    for skip in (0..len).step_by(PIECE as usize) {
+        task.at(start + skip, total)?;
+        let bytes = &mut buffer[..(len - skip).min(PIECE) as usize];
+        read(disk, start + skip, bytes)?;
+        if !is_zero(bytes) {
+            let sector = bytes.chunks(SECTOR).position(|sector| !is_zero(sector)).unwrap_or(0);
+            return Ok(Some(start + skip + (sector * SECTOR) as u64));
+        }
+    }
+    Ok(None)
+}
+
+/// The first sector in which two disks differ.
+fn first_difference(
+    first: &Disk,
+    second: &Disk,
+    (start, len): (u64, u64),
+    total: u64,
+    buffers: &mut [Vec<u8>; 2],
+    task: &Task<'_>,
+) -> Outcome<Option<u64>> {
+    let [one, other] = buffers;
+    for skip in (0..len).step_by(PIECE as usize) {
+        task.at(start + skip, total)?;
+        let end = (len - skip).min(PIECE) as usize;
+        read(first, start + skip, &mut one[..end])?;
+        read(second, start + skip, &mut other[..end])?;
+        if one[..end] != other[..end] {
+            let pairs = one[..end].chunks(SECTOR).zip(other[..end].chunks(SECTOR));
+            let sector = pairs.into_iter().position(|(one, other)| one != other).unwrap_or(0);
+            return Ok(Some(start + skip + (sector * SECTOR) as u64));
+        }
+    }
+    Ok(None)
+}

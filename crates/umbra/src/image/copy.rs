@@ -1,0 +1,304 @@
+//! Copying disks by several threads: each takes the next piece of the sources, reads it, and writes what is not zero.
+//!
+//! Memory: one buffer a thread. Order: pieces are taken in order, and may be written out of it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use umbra_block::{Disk, Error, Task};
+
+use super::failure::{Failure, Outcome, told};
+
+/// Bytes of a piece, so that it is still in a processor's cache when it is written.
+const PIECE: u64 = 512 << 10;
+/// Threads that copy, where nobody says how many.
+const THREADS_MAX: usize = 8;
+
+/// What is copied, and how.
+pub struct Copy<'a> {
+    /// The sources, joined: disk, and what of it is copied.
+    pub sources: Vec<Source<'a>>,
+    /// Where it goes.
+    pub target: &'a Disk,
+    /// Where it begins there.
+    pub target_start: u64,
+    /// The target reads as zeroes before.
+    pub target_is_zero: bool,
+    /// Only what the source's top image has itself: the target has the rest below it.
+    pub top_only: bool,
+    /// Compressed.
+    pub compress: bool,
+    /// Zeroes in runs of this and more are not written as data; 0 for all written.
+    pub sparse: u64,
+    /// Threads.
+    pub threads: Option<usize>,
+    /// At most so many bytes a second.
+    pub rate: Option<u64>,
+    /// What cannot be read becomes zeroes; how it is told.
+    pub salvage: Option<&'a (dyn Fn(&str) + Sync)>,
+}
+
+/// A source and the part of it that is copied.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The disk.
+    pub disk: &'a Disk,
+    /// Where it begins.
+    pub start: u64,
+    /// Its length.
+    pub len: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Zero,
+}
+
+/// A piece of work.
+#[derive(Debug, Clone, Copy)]
+struct Job<'a> {
+    source: &'a Disk,
+    from: u64,
+    to: u64,
+    len: u64,
+    kind: Kind,
+}
+
+/// Where the next piece begins.
+struct Scanner<'a> {
+    index: usize,
+    /// Within the source's part.
+    at: u64,
+    /// In the target.
+    to: u64,
+    /// A run that is known: its end within the source's part, and what it is; `None` to skip it.
+    run: Option<(u64, Option<Kind>)>,
+    copy: &'a Copy<'a>,
+}
+
+impl<'a> Scanner<'a> {
+    fn next(&mut self, piece: u64, done: &AtomicU64) -> Outcome<Option<Job<'a>>> {
+        loop {
+            let Some(source) = self.copy.sources.get(self.index).copied() else { return Ok(None) };
+            if self.at >= source.len {
+                (self.index, self.at, self.run) = (self.index + 1, 0, None);
+                continue;
+            }
+            let (end, kind) = match self.run {
+                Some((end, kind)) if end > self.at => (end, kind),
+                _ => {
+                    let (len, kind) = self.look(source)?;
+                    self.run = Some((self.at + len, kind));
+                    (self.at + len, kind)
+                }
+            };
+            let Some(kind) = kind else {
+                let len = end - self.at;
+                done.fetch_add(len, Ordering::Relaxed);
+                (self.at, self.to) = (end, self.to + len);
+                continue;
+            };
+            let len = match kind {
+                // Pieces end where units of the target do.
+                Kind::Data => self.data_len(source, end, piece)?,
+                Kind::Zero => end - self.at,
+            };
+            let job = Job { source: source.disk, from: source.start + self.at, to: self.to, len, kind };
+            (self.at, self.to) = (self.at + len, self.to + len);
+            return Ok(Some(job));
+        }
+    }
+
+    /// What is next in a source: length, and what it is.
+    fn look(&self, source: Source<'_>) -> Outcome<(u64, Option<Kind>)> {
+        let (at, rest) = (source.start + self.at, source.len - self.at);
+        let salvaged = |error: Error| match (self.copy.salvage, &error) {
+            (Some(_), Error::Cancelled) | (None, _) => Err(error),
+            // What is there is found out by reading it.
+            (Some(_), _) => Ok(()),
+        };
+        let mut rest = rest;
+        if self.copy.top_only {
+            match source.disk.is_allocated(at, rest) {
+                Ok((false, len)) => return Ok((len, None)),
+                Ok((true, len)) => rest = len,
+                Err(error) => salvaged(error)?,
+            }
+        }
+        match source.disk.block_status(at, rest) {
+            Ok(status) if status.zero && self.copy.sparse > 0 => {
+                let kind = (!self.copy.target_is_zero).then_some(Kind::Zero);
+                Ok((status.len, kind))
+            }
+            Ok(status) => Ok((status.len, Some(Kind::Data))),
+            Err(error) => {
+                salvaged(error)?;
+                Ok((rest, Some(Kind::Data)))
+            }
+        }
+    }
+
+    /// Length of a piece of data: it ends at a unit of the target, also where that is behind the end of the run.
+    fn data_len(&self, source: Source<'_>, end: u64, piece: u64) -> Outcome<u64> {
+        let granule = granule(self.copy);
+        let stop = (self.to / piece + 1).saturating_mul(piece);
+        let run_end = (self.to + (end - self.at)).next_multiple_of(granule);
+        let len = stop.min(run_end) - self.to;
+        Ok(len.min(source.len - self.at))
+    }
+}
+
+/// The unit in which zeroes are looked for: writing a part of a cluster of qcow2 means to write all of it.
+fn granule(copy: &Copy<'_>) -> u64 {
+    let geometry = copy.target.geometry();
+    match geometry.compression {
+        Some(compression) if copy.compress => compression.unit,
+        _ if copy.target.node().format_name() == "qcow2" => geometry.zero_unit.max(4096),
+        _ => copy.sparse.clamp(4096, PIECE).next_power_of_two(),
+    }
+}
+
+/// Keeps to a rate.
+struct Limiter {
+    rate: Option<u64>,
+    began: Instant,
+    bytes: AtomicU64,
+}
+
+impl Limiter {
+    fn wait(&self, len: u64, task: &Task<'_>) -> Outcome<()> {
+        let Some(rate) = self.rate.filter(|rate| *rate > 0) else { return Ok(()) };
+        let bytes = self.bytes.fetch_add(len, Ordering::Relaxed) + len;
+        let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        while let Some(early) = due.checked_sub(self.began.elapsed()).filter(|early| !early.is_zero()) {
+            task.cancel().check()?;
+            std::thread::sleep(early.min(Duration::from_millis(50)));
+        }
+        Ok(())
+    }
+}
+
+impl Copy<'_> {
+    /// Does it. The target is not flushed.
+    pub fn run(&self, task: &Task<'_>) -> Outcome<()> {
+        let total: u64 = self.sources.iter().map(|source| source.len).sum();
+        let granule = granule(self);
+        let piece = PIECE.next_multiple_of(granule);
+        let scanner = Mutex::new(Scanner { index: 0, at: 0, to: self.target_start, run: None, copy: self });
+        let done = AtomicU64::new(0);
+        let failed = AtomicBool::new(false);
+        let first: Mutex<Option<Failure>> = Mutex::new(None);
+        let limiter = Limiter { rate: self.rate, began: Instant::now(), bytes: AtomicU64::new(0) };
+        let work = || -> Outcome<()> {
+            let mut buffer = vec![0; usize::try_from(piece).unwrap_or(usize::MAX)];
+            while !failed.load(Ordering::Relaxed) {
+                task.at(done.load(Ordering::Relaxed), total)?;
+                let next = scanner.lock().unwrap_or_else(PoisonError::into_inner).next(piece, &done)?;
+                let Some(job) = next else { break };
+                limiter.wait(job.len, task)?;
+                self.job(job, granule, &mut buffer)?;
+                done.fetch_add(job.len, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.unwrap_or(cores).clamp(1, THREADS_MAX.max(self.threads.unwrap_or(0)));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    if let Err(failure) = work() {
+                        failed.store(true, Ordering::Relaxed);
+                        first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+                    }
+                });
+            }
+        });
+        match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(failure) => Err(failure),
+            None => {
+                task.at(total, total)?;
+                Ok(())
+            }
+        }
+    }
+
+    fn job(&self, job: Job<'_>, granule: u64, buffer: &mut [u8]) -> Outcome<()> {
+        let writing = |error: Error, at: u64| match error {
+            Error::Cancelled => Failure::interrupted(),
+            error => Failure::new(format!("error while writing at byte {at}: {}", told(&error))),
+        };
+        if job.kind == Kind::Zero {
+            return self.target.write_zeroes(job.to, job.len, true).map_err(|error| writing(error, job.to));
+        }
+        let len = usize::try_from(job.len).unwrap_or(usize::MAX).min(buffer.len());
+        let bytes = &mut buffer[..len];
+        self.read(job, bytes)?;
+        if self.compress {
+            for (index, unit) in bytes.chunks(granule as usize).enumerate() {
+                let to = job.to + index as u64 * granule;
+                if !self.skips(unit) {
+                    self.target.write_compressed(to, unit).map_err(|error| writing(error, to))?;
+                }
+            }
+            return Ok(());
+        }
+        let mut at = 0;
+        while at < len {
+            // Runs begin and end where granules of the target do.
+            let first = granule - (job.to + at as u64) % granule;
+            let mut end = len.min(at + first as usize);
+            let zero = self.sparse > 0 && is_zero(&bytes[at..end]);
+            while end < len {
+                let next = len.min(end + granule as usize);
+                if (self.sparse > 0 && is_zero(&bytes[end..next])) != zero {
+                    break;
+                }
+                end = next;
+            }
+            let to = job.to + at as u64;
+            let run = &bytes[at..end];
+            let result = match zero {
+                true if self.target_is_zero => Ok(()),
+                true => self.target.write_zeroes(to, run.len() as u64, true),
+                false => self.target.write(to, run),
+            };
+            result.map_err(|error| writing(error, to))?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Whether a unit need not be written at all.
+    fn skips(&self, unit: &[u8]) -> bool {
+        self.sparse > 0 && self.target_is_zero && is_zero(unit)
+    }
+
+    fn read(&self, job: Job<'_>, bytes: &mut [u8]) -> Outcome<()> {
+        let Err(error) = job.source.read(job.from, bytes) else { return Ok(()) };
+        let told = |at: u64, error: &Error| format!("error while reading at byte {at}: {}", told(error));
+        let Some(say) = self.salvage.filter(|_| !matches!(error, Error::Cancelled)) else {
+            return Err(match error {
+                Error::Cancelled => Failure::interrupted(),
+                error => Failure::new(told(job.to, &error)),
+            });
+        };
+        for (index, sector) in bytes.chunks_mut(512).enumerate() {
+            let at = job.from + index as u64 * 512;
+            if let Err(error) = job.source.read(at, sector) {
+                say(&told(at, &error));
+                sector.fill(0);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether there are only zeroes.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // The compiler makes vectors of it; the first few bytes decide for most data.
+    let (head, rest) = bytes.split_at(bytes.len().min(64));
+    head.iter().all(|&byte| byte == 0)
+        && rest.chunks(1024).all(|chunk| chunk.iter().fold(0, |any, &byte| any | byte) == 0)
+}

@@ -1,0 +1,127 @@
+//! `create`: make an image.
+
+use std::path::Path;
+
+use umbra_block::{BackingRef, resolve};
+
+use super::failure::{Failure, Outcome};
+use super::getopt::Parsed;
+use super::open::{Cache, Want};
+use super::target::{self, Target};
+use super::{Tool, keyval, print, size};
+
+pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
+    let format = parsed.last("format").unwrap_or("raw");
+    let texts: Vec<&str> = parsed.all("options").collect();
+    if texts.iter().any(|text| keyval::asks_for_help(text)) {
+        let driver = tool.environment.registry.get(format);
+        let driver = driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))?;
+        print(&target::option_help(&**driver, false));
+        return Ok(0);
+    }
+    let (name, size_text) = match parsed.operands.as_slice() {
+        [] => return Err(Failure::usage("Expecting image file name")),
+        [name] => (name, None),
+        [name, size, ..] => (name, Some(size.as_str())),
+    };
+    let size = size_text.map(parse_size).transpose()?;
+    if let Some(extra) = parsed.operands.get(2) {
+        return Err(Failure::usage(format!("Unexpected argument: {extra}")));
+    }
+    let target = plan(tool, parsed, name, size).map_err(|failure| named(name, failure))?;
+    if !parsed.has("quiet") {
+        print(&format!("{}\n", target.formatting()));
+    }
+    if parsed.has("dry-run") {
+        return Ok(0);
+    }
+    let made = tool.progress(parsed).run(|task| target.make(tool, Cache::default(), task));
+    made.map_err(|failure| named(name, failure))?.keep();
+    Ok(0)
+}
+
+fn named(name: &str, failure: Failure) -> Failure {
+    match failure.interrupted {
+        true => failure,
+        false => Failure { message: format!("{name}: {}", failure.message), ..failure },
+    }
+}
+
+/// Reads a size of an image.
+pub fn parse_size(text: &str) -> Outcome<u64> {
+    match size::parse(text) {
+        Ok(size) if size <= i64::MAX as u64 => Ok(size),
+        Err(size::SizeError::Malformed) => {
+            Err(Failure::new(format!("Invalid image size specified: '{text}'.")))
+        }
+        _ => Err(Failure::new(format!("Invalid image size specified. Must be between 0 and {}.", i64::MAX))),
+    }
+}
+
+fn plan(tool: &Tool, parsed: &Parsed, name: &str, size: Option<u64>) -> Outcome<Target> {
+    let format = parsed.last("format").unwrap_or("raw");
+    let driver = tool.environment.registry.get(format);
+    let driver = driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))?.clone();
+    let texts: Vec<&str> = parsed.all("options").collect();
+    let given = target::given(&*driver, &texts)?;
+    let once = |option: Option<&str>, other: Option<String>| match (option, other) {
+        (Some(_), Some(_)) => {
+            Err(Failure::new("A backing file or its format is given by -o and by an option of its own"))
+        }
+        (Some(option), None) => Ok(Some(option.to_owned())),
+        (None, other) => Ok(other),
+    };
+    let backing = once(parsed.last("backing"), given.backing_file)?.filter(|name| !name.is_empty());
+    let backing_format = once(parsed.last("backing-format"), given.backing_fmt)?;
+    let size = match (size, given.size) {
+        (Some(_), Some(_)) => return Err(Failure::new("The image size must be specified only once")),
+        (size, other) => size.or(other),
+    };
+    let mut backing_size = None;
+    if let Some(backing) = &backing {
+        if same_file(&resolve(name, backing), name) {
+            return Err(Failure::new(
+                "Error: Trying to create an image with the same filename as the backing file",
+            ));
+        }
+        if !parsed.has("backing-unsafe") {
+            backing_size = Some(look_at_backing(tool, name, backing, backing_format.as_deref())?);
+        }
+    }
+    let size = size.or(backing_size).ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
+    let backing = backing.map(|name| BackingRef { name, format: backing_format });
+    Ok(Target { driver, name: name.to_owned(), size, backing, options: given.options })
+}
+
+fn same_file(one: &str, other: &str) -> bool {
+    let real = |name: &str| Path::new(name).canonicalize();
+    one == other || matches!((real(one), real(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Opens a backing file to see that it is there; its disk's size.
+fn look_at_backing(tool: &Tool, image: &str, backing: &str, format: Option<&str>) -> Outcome<u64> {
+    let path = resolve(image, backing);
+    let want = Want {
+        name: &path,
+        format,
+        image_opts: false,
+        writable: false,
+        share: false,
+        cache: Cache::default(),
+        implicit: true,
+        metadata_only: true,
+        for_check: false,
+    };
+    let spec = tool.spec(&want)?;
+    let disk = tool.open_spec(&spec, want.cache).map_err(|failure| Failure {
+        message: format!("{}\nCould not open backing image.", failure.message),
+        ..failure
+    })?;
+    if format.is_none() {
+        return Err(Failure::new(format!(
+            "Backing file specified without backing format\nDetected format of {}.",
+            disk.node().format_name()
+        )));
+    }
+    Ok(disk.size())
+}

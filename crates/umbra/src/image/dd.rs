@@ -1,0 +1,90 @@
+//! `dd`: copy blocks of an image.
+
+use umbra_block::{Disk, NodeSpec};
+
+use super::copy::{Copy, Source};
+use super::failure::{Doing, Failure, Outcome};
+use super::getopt::Parsed;
+use super::open::{Cache, Want};
+use super::target::Target;
+use super::{Tool, size};
+
+/// What the operands say.
+#[derive(Debug, Default)]
+struct Plan {
+    input: Option<String>,
+    output: Option<String>,
+    block: Option<u64>,
+    count: Option<u64>,
+    skip: Option<u64>,
+}
+
+pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
+    let plan = plan(&parsed.operands)?;
+    let (Some(input), Some(output)) = (&plan.input, &plan.output) else {
+        return Err(Failure::new("Must specify both input and output files"));
+    };
+    let format = parsed.last("output-format").unwrap_or("raw");
+    let driver = tool.environment.registry.get(format);
+    let driver = driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))?.clone();
+    let disk = tool.open(&Want::new(parsed, input)?)?;
+    let block = plan.block.unwrap_or(512);
+    let start = plan.skip.unwrap_or(0).saturating_mul(block);
+    if start > disk.size() {
+        tool.say(&format!("{input}: cannot skip to specified offset"));
+    }
+    let rest = disk.size().saturating_sub(start);
+    let len = plan.count.map_or(rest, |count| count.saturating_mul(block).min(rest));
+    let target =
+        Target { driver, name: output.clone(), size: len, backing: None, options: Default::default() };
+    tool.progress(parsed).run(|task| -> Outcome<()> {
+        let partial = target
+            .make(tool, Cache::default(), task)
+            .doing(|| format!("{output}: error while creating output image of type {format}"))?;
+        let spec = NodeSpec::new(output.clone(), Some(format)).writable();
+        let made: Disk = tool.open_spec(&spec, Cache::default())?;
+        let copy = Copy {
+            sources: vec![Source { disk: &disk, start, len }],
+            target: &made,
+            target_start: 0,
+            target_is_zero: true,
+            top_only: false,
+            compress: false,
+            sparse: 4096,
+            threads: None,
+            rate: None,
+            salvage: None,
+        };
+        copy.run(task)?;
+        made.close()?;
+        partial.keep();
+        Ok(())
+    })?;
+    Ok(0)
+}
+
+fn plan(operands: &[String]) -> Outcome<Plan> {
+    let mut plan = Plan::default();
+    for operand in operands {
+        let Some((name, value)) = operand.split_once('=') else {
+            return Err(Failure::new(format!("unrecognized operand {operand}")));
+        };
+        match name {
+            "if" => plan.input = Some(value.to_owned()),
+            "of" => plan.output = Some(value.to_owned()),
+            "bs" => plan.block = Some(number("bs", value, i32::MAX as u64, 1)?),
+            "count" => plan.count = Some(number("count", value, i64::MAX as u64, 0)?),
+            "skip" => plan.skip = Some(number("skip", value, i64::MAX as u64, 0)?),
+            _ => return Err(Failure::new(format!("unrecognized operand {name}"))),
+        }
+    }
+    Ok(plan)
+}
+
+fn number(name: &str, text: &str, max: u64, min: u64) -> Outcome<u64> {
+    match size::parse(text) {
+        Err(size::SizeError::Malformed) => Err(Failure::new(format!("Invalid {name} specified: '{text}'."))),
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(Failure::new(format!("Invalid {name} specified. Must be between {min} and {max}."))),
+    }
+}

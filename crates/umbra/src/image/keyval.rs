@@ -1,0 +1,96 @@
+//! Options as text: `key=value,key=value`, where a comma in a value is written twice.
+
+use serde_json::Value;
+use umbra_block::Options;
+
+/// Nesting of JSON that names an image: each level is a node of its chain.
+const DEPTH_MAX: usize = 64;
+
+/// Reads options in their order. A key without value is `on`.
+pub fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
+    let mut list = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (key, value, after) = first(rest);
+        if key.is_empty() {
+            return Err(format!("Expected parameter before '={value}'"));
+        }
+        list.push((key, value));
+        rest = after;
+    }
+    Ok(list)
+}
+
+fn first(text: &str) -> (String, String, &str) {
+    let end = text.find([',', '=']).unwrap_or(text.len());
+    let key = text[..end].to_owned();
+    let Some(mut rest) = text[end..].strip_prefix('=') else {
+        return (key, "on".to_owned(), text.get(end + 1..).unwrap_or_default());
+    };
+    let mut value = String::new();
+    loop {
+        let Some(comma) = rest.find(',') else {
+            value.push_str(rest);
+            return (key, value, "");
+        };
+        value.push_str(&rest[..comma]);
+        rest = &rest[comma + 1..];
+        match rest.strip_prefix(',') {
+            Some(after) => {
+                value.push(',');
+                rest = after;
+            }
+            None => return (key, value, rest),
+        }
+    }
+}
+
+/// Reads options; the last value of a key counts.
+pub fn options(text: &str) -> Result<Options, String> {
+    Ok(pairs(text)?.into_iter().collect())
+}
+
+/// Whether the user asks which options there are.
+pub fn asks_for_help(text: &str) -> bool {
+    pairs(text).is_ok_and(|list| list.iter().any(|(key, _)| key == "help" || key == "?"))
+}
+
+/// A JSON object as options: members of members get dotted names.
+pub fn flatten(value: &Value) -> Result<Options, String> {
+    let Value::Object(members) = value else { return Err("the JSON is no object".to_owned()) };
+    let mut flat = Options::new();
+    for (name, value) in members {
+        put(&mut flat, name.clone(), value, 0)?;
+    }
+    Ok(flat)
+}
+
+fn put(flat: &mut Options, name: String, value: &Value, depth: usize) -> Result<(), String> {
+    if depth == DEPTH_MAX {
+        return Err(format!("the JSON is nested more than {DEPTH_MAX} deep"));
+    }
+    match value {
+        // The one that stands for "none, whatever the image says".
+        Value::Null => flat.set(name, ""),
+        Value::Bool(truth) => flat.set(name, if *truth { "on" } else { "off" }),
+        Value::Number(number) => flat.set(name, number.to_string()),
+        Value::String(text) => flat.set(name, text.as_str()),
+        Value::Array(list) => {
+            for (index, value) in list.iter().enumerate() {
+                put(flat, format!("{name}.{index}"), value, depth + 1)?;
+            }
+            return Ok(());
+        }
+        Value::Object(members) => {
+            for (inner, value) in members {
+                put(flat, format!("{name}.{inner}"), value, depth + 1)?;
+            }
+            return Ok(());
+        }
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "keyval_test.rs"]
+mod keyval_test;

@@ -1,0 +1,154 @@
+//! `--object secret`: a password by a file, a descriptor, a prompt or, for who insists, on the command line.
+//!
+//! Properties are those of QEMU's object `secret` (`data`, `file`, `format`), and two more: `fd`, and `prompt=on`.
+
+use std::io::{BufRead, Read, Write};
+
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use umbra_block::{Options, Secrets};
+
+use super::failure::{Failure, Outcome, reason};
+use super::{json, keyval};
+
+/// A password is no longer than this, so that a name given by mistake does no harm.
+const LEN_MAX: u64 = 64 << 10;
+
+/// Makes the objects of a command line.
+pub fn read_all<'a>(definitions: impl Iterator<Item = &'a str>) -> Outcome<Secrets> {
+    let mut secrets = Secrets::default();
+    for definition in definitions {
+        let (id, secret) = read(definition)?;
+        if secrets.get(&id).is_ok() {
+            return Err(Failure::new(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )));
+        }
+        secrets.add(id, secret);
+    }
+    Ok(secrets)
+}
+
+fn read(definition: &str) -> Outcome<(String, Vec<u8>)> {
+    let mut options = properties(definition).map_err(Failure::new)?;
+    let kind = options.take("qom-type").ok_or_else(|| Failure::new("Parameter 'qom-type' is missing"))?;
+    if kind != "secret" {
+        return Err(Failure::new(format!("Parameter 'qom-type' does not accept value '{kind}'")));
+    }
+    let id = options.take("id").ok_or_else(|| Failure::new("Parameter 'id' is missing"))?;
+    let is_base64 = match options.take("format").as_deref() {
+        None | Some("raw") => false,
+        Some("base64") => true,
+        Some(other) => {
+            return Err(Failure::new(format!("Parameter 'format' does not accept value '{other}'")));
+        }
+    };
+    if options.get("keyid").is_some() {
+        return Err(Failure::new("secrets that are encrypted by another secret (keyid) are not known here"));
+    }
+    let (data, file) = (options.take("data"), options.take("file"));
+    let (descriptor, prompt) = (options.take("fd"), options.take_bool("prompt")?.unwrap_or(false));
+    if let Some((name, _)) = options.iter().next() {
+        return Err(Failure::new(format!("Parameter '{name}' is unexpected")));
+    }
+    let secret = match (data, file, descriptor, prompt) {
+        (Some(data), None, None, false) => data.into_bytes(),
+        (None, Some(file), None, false) => from_file(&file)?,
+        (None, None, Some(number), false) => from_descriptor(&number)?,
+        (None, None, None, true) => from_prompt(&id)?,
+        (None, None, None, false) => return Err(Failure::new("Either 'file' or 'data' must be provided")),
+        _ => return Err(Failure::new("'file' and 'data' are mutually exclusive")),
+    };
+    let secret = if is_base64 { base64(&secret)? } else { secret };
+    Ok((id, secret))
+}
+
+fn properties(definition: &str) -> Result<Options, String> {
+    if definition.starts_with('{') {
+        return keyval::flatten(&json::parse_relaxed(definition).map_err(|error| error.to_string())?);
+    }
+    let mut pairs = keyval::pairs(definition)?;
+    // The type stands first, without a name.
+    if let Some((first, value)) = pairs.first_mut()
+        && value == "on"
+        && !definition.starts_with("qom-type=")
+    {
+        *value = std::mem::replace(first, "qom-type".to_owned());
+    }
+    Ok(pairs.into_iter().collect())
+}
+
+fn from_file(name: &str) -> Outcome<Vec<u8>> {
+    let unreadable = |error: std::io::Error| {
+        Failure::new(format!("Unable to read {name}: Failed to open file “{name}”: {}", reason(&error)))
+    };
+    let file = std::fs::File::open(name).map_err(unreadable)?;
+    limited(file).map_err(unreadable)
+}
+
+fn from_descriptor(number: &str) -> Outcome<Vec<u8>> {
+    let wrong = || Failure::new(format!("fd={number} is no open file descriptor"));
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    // By name, so that the descriptor stays whoever's it is.
+    let file = std::fs::File::open(format!("/proc/self/fd/{number}")).map_err(|_| wrong())?;
+    let mut secret = limited(file).map_err(|_| wrong())?;
+    // What writes to a pipe ends its line.
+    if secret.last() == Some(&b'\n') {
+        secret.pop();
+    }
+    Ok(secret)
+}
+
+fn limited(file: std::fs::File) -> std::io::Result<Vec<u8>> {
+    let mut secret = Vec::new();
+    file.take(LEN_MAX + 1).read_to_end(&mut secret)?;
+    match secret.len() as u64 > LEN_MAX {
+        true => Err(std::io::Error::other("it is longer than 64 KiB")),
+        false => Ok(secret),
+    }
+}
+
+fn from_prompt(id: &str) -> Outcome<Vec<u8>> {
+    let failed =
+        |error: std::io::Error| Failure::new(format!("cannot ask for secret '{id}': {}", reason(&error)));
+    let terminal = std::fs::File::options().read(true).write(true).open("/dev/tty").map_err(failed)?;
+    let before = tcgetattr(&terminal).map_err(|errno| failed(errno.into()))?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    (&terminal).write_all(format!("Secret '{id}': ").as_bytes()).map_err(failed)?;
+    tcsetattr(&terminal, OptionalActions::Flush, &silent).map_err(|errno| failed(errno.into()))?;
+    let mut line = String::new();
+    let read = std::io::BufReader::new((&terminal).take(LEN_MAX)).read_line(&mut line);
+    tcsetattr(&terminal, OptionalActions::Flush, &before).map_err(|errno| failed(errno.into()))?;
+    (&terminal).write_all(b"\n").map_err(failed)?;
+    read.map_err(failed)?;
+    Ok(line.trim_end_matches('\n').as_bytes().to_vec())
+}
+
+/// RFC 4648, section 4. White space is passed over.
+fn base64(text: &[u8]) -> Outcome<Vec<u8>> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let wrong = || Failure::new("Base64 data is not valid");
+    let digits: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let end = digits.iter().position(|&byte| byte == b'=').unwrap_or(digits.len());
+    if !digits.len().is_multiple_of(4)
+        || digits.len() - end > 2
+        || digits[end..].iter().any(|&byte| byte != b'=')
+    {
+        return Err(wrong());
+    }
+    let mut bytes = Vec::new();
+    for group in digits[..end].chunks(4) {
+        let mut word = 0u32;
+        for &digit in group {
+            let value = ALPHABET.iter().position(|&one| one == digit).ok_or_else(wrong)?;
+            word = word << 6 | value as u32;
+        }
+        word <<= 6 * (4 - group.len());
+        bytes.extend_from_slice(&word.to_be_bytes()[1..group.len()]);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+#[path = "secret_test.rs"]
+mod secret_test;

@@ -1,0 +1,236 @@
+//! Making images: their options, the line that says what is made, and the files that are left when it fails.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use umbra_block::{
+    BackingRef, CreateOptions, Environment, Error, FileSpec, FileStorageSpec, FormatDriver, Opener,
+    OptionKind, Options, Result as BlockResult, Storage, Task,
+};
+
+use super::failure::{Failure, Outcome, told};
+use super::open::{Cache, file_spec};
+use super::{Tool, keyval, size};
+
+/// Formats whose images can have a backing file.
+const WITH_BACKING: [&str; 2] = ["qcow2", "vmdk"];
+
+/// The order in which options are told of when an image is made.
+const ORDER: [&str; 16] = [
+    "encryption",
+    "encrypt.format",
+    "encrypt.key-secret",
+    "encrypt.cipher-alg",
+    "encrypt.cipher-mode",
+    "encrypt.ivgen-alg",
+    "encrypt.ivgen-hash-alg",
+    "encrypt.hash-alg",
+    "encrypt.iter-time",
+    "cluster_size",
+    "extended_l2",
+    "preallocation",
+    "compression_type",
+    "size",
+    "compat",
+    "backing_file",
+];
+
+/// An image to make.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Its format.
+    pub driver: Arc<dyn FormatDriver>,
+    /// Its file.
+    pub name: String,
+    /// The disk's size.
+    pub size: u64,
+    /// Its backing file.
+    pub backing: Option<BackingRef>,
+    /// Options of the format.
+    pub options: Options,
+}
+
+/// Options of a new image, with those taken out that every format has.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// `size`.
+    pub size: Option<u64>,
+    /// `backing_file`.
+    pub backing_file: Option<String>,
+    /// `backing_fmt`.
+    pub backing_fmt: Option<String>,
+    /// The format's own.
+    pub options: Options,
+}
+
+/// Reads the values of all `-o`, which add up.
+pub fn given(driver: &dyn FormatDriver, texts: &[&str]) -> Outcome<Given> {
+    let mut options = keyval::options(&texts.join(",")).map_err(Failure::new)?;
+    let mut given = Given::default();
+    if let Some(text) = options.take("size") {
+        given.size = Some(size::parse(&text).map_err(|_| wrong_size("size"))?);
+    }
+    if WITH_BACKING.contains(&driver.name()) {
+        given.backing_file = options.take("backing_file");
+        given.backing_fmt = options.take("backing_fmt");
+    }
+    for (name, value) in options.iter() {
+        let spec = driver.create_options().iter().find(|spec| spec.name == name);
+        let spec = spec.ok_or_else(|| Failure::new(format!("Invalid parameter '{name}'")))?;
+        match spec.kind {
+            OptionKind::Size if size::parse(value).is_err() => return Err(wrong_size(name)),
+            OptionKind::Number if value.parse::<u64>().is_err() => {
+                return Err(Failure::new(format!("Parameter '{name}' expects a number")));
+            }
+            OptionKind::Bool => {
+                options.clone().take_bool(name)?;
+            }
+            _ => {}
+        }
+    }
+    given.options = options;
+    Ok(given)
+}
+
+fn wrong_size(name: &str) -> Failure {
+    Failure::new(format!(
+        "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, \
+         mega-, giga-, tera-, peta-\nand exabytes, respectively."
+    ))
+}
+
+impl Target {
+    /// The line that says what is being made.
+    pub fn formatting(&self) -> String {
+        let mut words: Vec<(String, String)> = vec![("size".into(), self.size.to_string())];
+        if let Some(backing) = &self.backing {
+            words.push(("backing_file".into(), backing.name.clone()));
+            if let Some(format) = &backing.format {
+                words.push(("backing_fmt".into(), format.clone()));
+            }
+        }
+        for spec in self.driver.create_options() {
+            if let Some(value) = self.options.get(spec.name).or(spec.default) {
+                let value = match (spec.kind, size::parse(value)) {
+                    (OptionKind::Size, Ok(bytes)) => bytes.to_string(),
+                    _ => value.to_owned(),
+                };
+                words.push((spec.name.to_owned(), value));
+            }
+        }
+        let rank = |name: &str| match name {
+            "backing_fmt" => ORDER.len(),
+            name => ORDER.iter().position(|other| *other == name).unwrap_or(ORDER.len() + 1),
+        };
+        words.sort_by_key(|(name, _)| rank(name));
+        let mut line = format!("Formatting '{}', fmt={}", self.name, self.driver.name());
+        for (name, value) in words {
+            line.push_str(&format!(" {name}={value}"));
+        }
+        line
+    }
+
+    /// Makes it. What is left when that fails is removed.
+    pub fn make(&self, tool: &Tool, cache: Cache, task: &Task<'_>) -> Outcome<Partial> {
+        if self.backing.is_some() && !WITH_BACKING.contains(&self.driver.name()) {
+            return Err(Failure::new(format!(
+                "Backing file not supported for file format '{}'",
+                self.driver.name()
+            )));
+        }
+        let partial = Partial::default();
+        let mut environment = tool.environment_for(cache);
+        environment.opener =
+            Arc::new(Recording { files: environment.opener.clone(), made: partial.made.clone() });
+        let options =
+            CreateOptions { size: self.size, backing: self.backing.clone(), options: self.options.clone() };
+        let made = self.make_in(&environment, &options, task);
+        made.map(|()| partial).map_err(|error| match error {
+            Error::Cancelled => Failure::interrupted(),
+            Error::Io { doing, name, source } if doing == "open" => {
+                Failure::new(format!("Could not create '{name}': {}", super::failure::reason(&source)))
+            }
+            other => Failure::new(told(&other)),
+        })
+    }
+
+    fn make_in(
+        &self,
+        environment: &Environment,
+        options: &CreateOptions,
+        task: &Task<'_>,
+    ) -> BlockResult<()> {
+        let storage = environment.opener.create(&file_spec(&self.name))?;
+        self.driver.create(storage, &self.name, options, environment, task)
+    }
+}
+
+/// Files that are not complete yet. They are removed, unless they are kept.
+#[derive(Debug, Default)]
+pub struct Partial {
+    made: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+impl Partial {
+    /// They are complete.
+    pub fn keep(self) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        for path in self.made.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // A device stays; and a file that somebody else has removed meanwhile is gone as it should be.
+            if std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file()) {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+    }
+}
+
+/// Remembers which files were made.
+#[derive(Debug)]
+struct Recording {
+    files: Arc<dyn Opener>,
+    made: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+impl Opener for Recording {
+    fn open(&self, file: &FileSpec, spec: &FileStorageSpec) -> BlockResult<Arc<dyn Storage>> {
+        self.files.open(file, spec)
+    }
+
+    fn create(&self, file: &FileSpec) -> BlockResult<Arc<dyn Storage>> {
+        let storage = self.files.create(file)?;
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(PathBuf::from(&file.name));
+        Ok(storage)
+    }
+}
+
+/// What `-o help` prints.
+pub fn option_help(driver: &dyn FormatDriver, amend: bool) -> String {
+    let mut lines: Vec<(String, &str)> = vec![("size=<size>".into(), "Virtual disk size")];
+    if WITH_BACKING.contains(&driver.name()) {
+        lines.push(("backing_file=<str>".into(), "File name of a base image"));
+        lines.push(("backing_fmt=<str>".into(), "Image format of the base image"));
+    }
+    for spec in driver.create_options().iter().filter(|spec| !amend || spec.amendable) {
+        let kind = match spec.kind {
+            OptionKind::Bool => "bool (on/off)",
+            OptionKind::Size => "size",
+            OptionKind::Number => "num",
+            OptionKind::Text => "str",
+        };
+        lines.push((format!("{}=<{kind}>", spec.name), spec.help));
+    }
+    lines.sort();
+    let mut text = match amend {
+        true => format!("Amend options for '{}':\n", driver.name()),
+        false => format!("Supported {} options:\n", driver.name()),
+    };
+    for (name, help) in lines {
+        text.push_str(&format!("  {name:22} - {help}\n"));
+    }
+    text
+}
