@@ -41,6 +41,7 @@ pub fn build() -> Result<PathBuf> {
 pub struct Umbra {
     program: PathBuf,
     runtime: Scratch,
+    environment: &'static [(&'static str, &'static str)],
 }
 
 impl Umbra {
@@ -50,13 +51,20 @@ impl Umbra {
         if !program.exists() {
             bail!("{} is missing; run `cargo build --release -p umbra`", program.display());
         }
-        Ok(Umbra { program, runtime: Scratch::for_sockets()? })
+        Ok(Umbra { program, runtime: Scratch::for_sockets()?, environment: &[] })
+    }
+
+    /// The same with more in its environment.
+    #[must_use]
+    pub fn with_environment(self, environment: &'static [(&'static str, &'static str)]) -> Umbra {
+        Umbra { environment, ..self }
     }
 
     /// The program with these arguments.
     pub fn command<I: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("XDG_RUNTIME_DIR", self.runtime.path());
+        command.envs(self.environment.iter().copied());
         command
     }
 

@@ -82,6 +82,46 @@ smokes! {
     memtest86_finds_no_error: Memtest;
 }
 
+/// Every block is translated when it first runs, and its first runs are compared with the interpreter's.
+const LOCKSTEP: &[(&str, &str)] = &[("UMBRA_LOCKSTEP", "8"), ("UMBRA_TRANSLATE_AFTER", "0")];
+
+/// Boots to user space and down again in lock-step.
+fn boots_in_lockstep(series: &str) -> Result<()> {
+    let (guests, umbra) = (Guests::load()?, Umbra::new()?.with_environment(LOCKSTEP));
+    let kernel = guests.kernel(series)?;
+    let options = arguments(&["--memory", "512M", "--stats"]);
+    let mut guest = umbra.boot(kernel, "umbra.task=clock umbra.ticks=1", &options)?;
+    guest.finish_with(0, BOOT)?;
+    let count = guest.lines.iter().find_map(|line| {
+        line.text.strip_prefix("umbra:")?.strip_suffix(" runs of blocks compared")?.trim().parse().ok()
+    });
+    let compared: u64 = count.with_context(|| format!("nothing was compared;{}", guest.told()))?;
+    ensure!(compared > 300_000, "only {compared} runs of blocks were compared");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a whole guest: cargo xtask test boot"]
+fn tiers_agree_over_a_boot_of_6_1() -> Result<()> {
+    boots_in_lockstep("6.1")
+}
+
+#[test]
+#[ignore = "boots a whole guest: cargo xtask test boot"]
+fn tiers_agree_over_a_boot_of_6_12() -> Result<()> {
+    boots_in_lockstep("6.12")
+}
+
+#[test]
+#[ignore = "boots a whole guest: cargo xtask test boot"]
+fn lockstep_refuses_a_second_processor() -> Result<()> {
+    let (guests, umbra) = (Guests::load()?, Umbra::new()?.with_environment(LOCKSTEP));
+    let mut guest = umbra.boot(guests.kernel("6.12")?, "", &arguments(&["--cpus", "2"]))?;
+    guest.finish_with(1, STEP)?;
+    ensure!(guest.told().contains("give the machine --cpus 1"), "{}", guest.told());
+    Ok(())
+}
+
 #[test]
 #[ignore = "boots a whole guest: cargo xtask test boot"]
 fn a_panic_has_its_own_exit_code_and_event() -> Result<()> {
