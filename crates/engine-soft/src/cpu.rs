@@ -16,7 +16,7 @@ use crate::exec::Fast;
 use crate::mmu::Tlb;
 use crate::translate::Translator;
 use crate::translate::lockstep::Lockstep;
-use crate::vm::{Injected, KvmClock, Shared, Spin, Tsc};
+use crate::vm::{Injected, KvmClock, Profile, Shared, Spin, Tsc};
 
 /// Vector, mask and x87 state. Registers are whole, so that a thunk loads each with one instruction.
 #[derive(Clone)]
@@ -144,6 +144,8 @@ pub struct Cpu {
     pub(crate) lockstep: Option<Box<Lockstep>>,
     /// Instructions made ready to run natively.
     pub native: Box<crate::native::Local>,
+    /// Samples of what it does, if they are asked for.
+    pub profile: Option<Box<Profile>>,
     /// What is shared with other processors and threads.
     pub shared: Arc<Shared>,
     /// What it counted.

@@ -27,6 +27,7 @@ pub struct SoftEngine {
     khz: u32,
     translate_after: Option<u32>,
     lockstep: Option<u32>,
+    profiled: bool,
 }
 
 impl SoftEngine {
@@ -45,13 +46,19 @@ impl SoftEngine {
             ebx: BUS_KHZ,
             ..CpuidEntry::default()
         });
-        Ok(Self { supported, khz, translate_after: None, lockstep: lockstep::asked() })
+        Ok(Self { supported, khz, translate_after: None, lockstep: lockstep::asked(), profiled: false })
     }
 
     /// How often a block runs in the interpreter before it is translated: `u32::MAX` for ever. For tests of one tier.
     #[must_use]
     pub fn translating_after(self, runs: u32) -> Self {
         Self { translate_after: Some(runs), ..self }
+    }
+
+    /// Takes samples of what processors do: counters come up that tell where their time went.
+    #[must_use]
+    pub fn profiled(self) -> Self {
+        Self { profiled: true, ..self }
     }
 
     /// Runs translated blocks in both tiers and compares what comes of it: every run of each with 1, so many of them with more. Only
@@ -73,7 +80,8 @@ impl Engine for SoftEngine {
 
     fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>, EngineError> {
         let vm = SoftVm::new(spec, self.supported.clone(), self.khz)?;
-        Ok(Arc::new(vm.translating_after(self.translate_after).in_lockstep(self.lockstep)?))
+        let vm = vm.translating_after(self.translate_after).profiled(self.profiled);
+        Ok(Arc::new(vm.in_lockstep(self.lockstep)?))
     }
 }
 

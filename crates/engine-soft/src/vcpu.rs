@@ -9,7 +9,7 @@ use umbra_engine::{Counters, CpuIo, CpuState, EngineError, Halt, Kicker, RunStat
 use crate::cpu::Cpu;
 use crate::exec::{self, Stop};
 use crate::state;
-use crate::vm::{Alarm, Shared, attention, count};
+use crate::vm::{Activity, Alarm, Profile, Sampler, Shared, attention, count};
 
 /// A processor under the software engine.
 pub struct SoftVcpu {
@@ -39,6 +39,11 @@ impl SoftVcpu {
                 Err(e)
             }
         }
+    }
+
+    /// See [`crate::SoftEngine::profiled`].
+    pub(crate) fn profile(&mut self) {
+        self.cpu.profile = Some(Profile::new());
     }
 
     /// See [`crate::SoftEngine::in_lockstep`].
@@ -77,13 +82,16 @@ impl<'a> Running<'a> {
             if cpu.attend() {
                 return Halt::Stopped;
             }
+            cpu.turn_to(Activity::Deliver);
             if cpu.run_state != RunState::WaitForSipi && cpu.in_world(Cpu::deliver_events).is_err() {
                 return Halt::TripleFault;
             }
             if cpu.run_state != RunState::Running {
+                cpu.turn_to(Activity::Wait);
                 cpu.wait();
                 continue;
             }
+            cpu.turn_to(Activity::Dispatch);
             match exec::run(cpu) {
                 Stop::Attention | Stop::Wait => {}
                 Stop::TripleFault => return Halt::TripleFault,
@@ -104,6 +112,10 @@ impl Drop for Running<'_> {
 impl Cpu {
     /// Adds what the interpreter counted by itself to the counters that everybody can read.
     fn publish_counts(&mut self) {
+        self.name_samples();
+        if let Some(lockstep) = &mut self.lockstep {
+            self.counters.add_named("runs of blocks compared", std::mem::take(&mut lockstep.compared));
+        }
         let translated = std::mem::take(&mut self.fast.translated);
         let n = std::mem::take(&mut self.fast.instructions) + translated;
         self.counters.add(count::INSTRUCTIONS, n);
@@ -117,6 +129,7 @@ impl Vcpu for SoftVcpu {
     fn run(&mut self, io: &dyn CpuIo) -> Halt {
         let shared = self.cpu.shared.clone();
         let _alarm = Alarm::new(&shared.ports[self.cpu.id as usize].attention);
+        let _sampler = Sampler::new(&self.cpu);
         self.cpu.alarm_at = u64::MAX;
         Running::new(&mut self.cpu, io).run()
     }

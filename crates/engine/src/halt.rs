@@ -1,9 +1,10 @@
 //! Why a processor stopped running, how to stop it, and what it counted.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
@@ -78,12 +79,17 @@ impl fmt::Debug for Kicker {
 pub struct Counters {
     names: &'static [&'static str],
     values: Vec<AtomicU64>,
+    named: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Counters {
     /// Counters of these names, all zero.
     pub fn new(names: &'static [&'static str]) -> Arc<Self> {
-        Arc::new(Self { names, values: names.iter().map(|_| AtomicU64::new(0)).collect() })
+        Arc::new(Self {
+            names,
+            values: names.iter().map(|_| AtomicU64::new(0)).collect(),
+            named: Mutex::default(),
+        })
     }
 
     /// Adds to counter number `index` of the list of names.
@@ -91,6 +97,18 @@ impl Counters {
         if let Some(v) = self.values.get(index) {
             v.fetch_add(n, Ordering::Relaxed);
         }
+    }
+
+    /// Adds to a counter that comes up while the vCPU runs: where its time went, if that is asked for. Whoever counts bounds their number.
+    pub fn add_named(&self, name: &'static str, n: u64) {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = named.entry(name).or_default();
+        *value = value.saturating_add(n);
+    }
+
+    /// The counters that came up, and their values.
+    pub fn named(&self) -> BTreeMap<&'static str, u64> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Names and values.

@@ -1,5 +1,6 @@
 //! One machine: made, started, paused, reset, taken down.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -209,6 +210,18 @@ impl Machine {
     /// Each processor's counters: exits by cause and the like.
     pub fn counters(&self) -> Vec<Vec<(&'static str, u64)>> {
         self.crew.counters().iter().map(|c| c.read().collect()).collect()
+    }
+}
+
+impl Machine {
+    /// What came up to be counted, over all processors; see [`umbra_engine::Counters::named`].
+    pub fn named_counters(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        for (name, value) in self.crew.counters().iter().flat_map(|c| c.named()) {
+            let sum: &mut u64 = sums.entry(name).or_default();
+            *sum = sum.saturating_add(value);
+        }
+        sums
     }
 }
 

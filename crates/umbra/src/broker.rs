@@ -184,7 +184,7 @@ impl Broker {
         self.end_worker();
         let _ = output.join();
         drop(raw);
-        stats::print(&counted);
+        stats::print(&counted, job.start.stats, job.start.profile);
         Ok(ending)
     }
 

@@ -89,6 +89,10 @@ pub struct Common {
     /// When the machine has ended, say what its processors counted: instructions, exits, which share ran where
     #[arg(long)]
     pub stats: bool,
+    /// When the machine has ended, say where its processors' time went: translated code, TLB misses, the interpreter by instruction and
+    /// so on. The software engine's alone
+    #[arg(long)]
+    pub profile: bool,
     /// Do not say which engine was taken and why
     #[arg(long, short)]
     pub quiet: bool,

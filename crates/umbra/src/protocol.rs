@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use umbra_machine::MachineSpec;
 
-/// No message is longer. The longest are the counters of 254 processors, and a specification whose command line is all escapes. A
+/// No message is longer. The longest are the counters of 254 processors with a profile of all, and a specification whose command line is all escapes. A
 /// socket's buffer takes some 200 KiB.
 const MESSAGE_MAX: usize = 160 << 10;
 /// Descriptors beside one message.
@@ -41,6 +41,8 @@ pub struct Start {
     pub paused: bool,
     /// Say at the end what was counted.
     pub stats: bool,
+    /// Sample what the processors do, and say it with what was counted.
+    pub profile: bool,
 }
 
 /// What the broker sends after that.

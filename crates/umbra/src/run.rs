@@ -64,8 +64,9 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn empty(common: &Common) -> Start {
-    let (no_reboot, paused, stats) = (common.no_reboot, common.paused, common.stats);
-    Start { spec: None, kvm: false, kernel: false, initrd: false, saved: false, no_reboot, paused, stats }
+    let Common { no_reboot, paused, stats, profile, .. } = *common;
+    let (kvm, kernel, initrd, saved) = (false, false, false, false);
+    Start { spec: None, kvm, kernel, initrd, saved, no_reboot, paused, stats, profile }
 }
 
 fn start_job(
@@ -76,6 +77,11 @@ fn start_job(
 ) -> anyhow::Result<ExitCode> {
     let Choice { kvm, why } = accel::choose(common.accel)?;
     start.kvm = kvm.is_some();
+    if start.kvm && start.profile {
+        bail!(
+            "--profile tells where the software engine's time goes, and this would run on KVM; give --accel soft"
+        );
+    }
     let engine = if start.kvm { "kvm" } else { "soft" };
     if !common.quiet {
         terminal::say(&format!("{name} runs on the {engine} engine: {why}"));

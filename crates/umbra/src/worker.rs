@@ -3,6 +3,7 @@
 //! It is started by the broker with its socket as standard input, takes descriptors, opens nothing by path, and enters the jail before the
 //! first guest instruction runs. It ends when the machine does, or when the broker does.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +22,8 @@ use crate::protocol::{Answer, Ending, Link, Message, Order, Request, Start};
 
 /// Bytes that wait for the guest's serial line.
 const INPUT_CHUNK: usize = 4096;
+/// The most counters of a profile that are told.
+const NAMED_MAX: usize = 100;
 /// How long to wait before input that the serial line did not take is offered again.
 const INPUT_RETRY: Duration = Duration::from_millis(5);
 
@@ -73,6 +76,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     let console = UnixStream::from(next(true, "the console")?.ok_or_else(|| anyhow::anyhow!("no console"))?);
     let engine: Box<dyn Engine> = match next(start.kvm, "/dev/kvm")? {
         Some(kvm) => Box::new(KvmEngine::open(kvm)?),
+        None if start.profile => Box::new(SoftEngine::new()?.profiled()),
         None => Box::new(SoftEngine::new()?),
     };
     let kernel = next(start.kernel, "the kernel")?.map(File::from);
@@ -104,7 +108,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     let wakes = gather(link, machine_events)?;
     feed_console(life.clone(), console)?;
     let ending = life.run(&wakes)?;
-    if start.stats {
+    if start.stats || start.profile {
         // A broker that is gone needs no answer.
         let _ = link.send(&Message::Counted(life.counters()), &[]);
     }
@@ -241,7 +245,14 @@ impl Life {
 
     /// What each processor counted.
     fn counters(&self) -> Vec<Vec<(String, u64)>> {
-        let named = |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
-        self.machine.counters().into_iter().map(named).collect()
+        let mut all = self.machine.counters();
+        // Where time went is told once for all processors, and of what took least nothing.
+        let mut named: Vec<_> = self.machine.named_counters().into_iter().collect();
+        named.sort_by_key(|(_, value)| Reverse(*value));
+        if let Some(first) = all.first_mut() {
+            first.extend(named.into_iter().take(NAMED_MAX));
+        }
+        let owned = |c: Vec<(&'static str, u64)>| c.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+        all.into_iter().map(owned).collect()
     }
 }

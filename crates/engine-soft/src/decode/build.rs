@@ -9,7 +9,7 @@ use crate::cpu::Cpu;
 use crate::exec::{self, Op};
 use crate::fault::{Exec, Fault};
 use crate::mmu::{Fetch, copy_out};
-use crate::vm::count;
+use crate::vm::{Activity, count};
 
 /// Bytes of code that a block may be made of.
 const BYTES_MAX: usize = 512;
@@ -35,6 +35,13 @@ enum End {
 impl Cpu {
     /// Makes the block at `linear`.
     pub(super) fn build(&mut self, linear: u64, fetch: Fetch, key: u64, alone: bool) -> Exec<*mut Block> {
+        let before = self.turn_to(Activity::Decode);
+        let block = self.build_at(linear, fetch, key, alone);
+        self.turn_to(before);
+        block
+    }
+
+    fn build_at(&mut self, linear: u64, fetch: Fetch, key: u64, alone: bool) -> Exec<*mut Block> {
         let to_page_end = 4096 - (linear & 0xfff) as usize;
         let to_limit =
             usize::try_from((self.fast.rip_max - self.rip).saturating_add(1)).unwrap_or(usize::MAX);

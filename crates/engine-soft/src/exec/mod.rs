@@ -32,6 +32,7 @@ use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::mmu::Entry;
 use crate::translate::{HostFault, Jump};
+use crate::vm::Activity;
 
 pub(crate) use address::{Any, Near, slot};
 pub(crate) use arith::*;
@@ -76,6 +77,8 @@ pub struct Fast {
     pub(crate) stopped_world: bool,
     /// It was inside the world before it stopped it.
     pub(crate) inside_before: bool,
+    /// What it does at the moment.
+    pub(crate) activity: Activity,
     /// What translations need; see `translate`.
     /// The state block itself.
     pub(crate) this: *mut Cpu,
@@ -130,6 +133,7 @@ impl Default for Fast {
             event: 0,
             fault: Fault::UD,
             stopped_world: false,
+            activity: Activity::Dispatch,
             inside_before: false,
             this: null_mut(),
             page: 0,

@@ -11,7 +11,7 @@ use crate::fault::{Exec, Fault};
 use crate::operand::is_canonical;
 use crate::sys::{self, debug};
 use crate::translate::{Full, Left};
-use crate::vm::{Port, attention, count, host_tsc, set_alarm};
+use crate::vm::{Activity, Port, attention, count, host_tsc, set_alarm};
 
 /// Why [`run`] returned; always at an instruction boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,8 @@ pub fn run(cpu: &mut Cpu) -> Stop {
 
 /// What must be seen to before guest code runs.
 fn attend(cpu: &mut Cpu, port: &Port) -> Option<Stop> {
-    const OWN: u32 = attention::WORLD | attention::FLUSH | attention::FLUSH_WRITES | attention::TIMER;
+    const OWN: u32 =
+        attention::WORLD | attention::FLUSH | attention::FLUSH_WRITES | attention::TIMER | attention::PROFILE;
     let bits = port.attention.load(Ordering::Acquire);
     if bits & attention::FLUSH != 0 {
         port.attention.fetch_and(!attention::FLUSH, Ordering::SeqCst);
@@ -58,6 +59,10 @@ fn attend(cpu: &mut Cpu, port: &Port) -> Option<Stop> {
     if bits & (attention::WORLD | attention::FLUSH_WRITES) != 0 {
         cpu.leave_world();
         cpu.enter_world();
+    }
+    if bits & attention::PROFILE != 0 {
+        port.clear(attention::PROFILE);
+        cpu.name_samples();
     }
     let interrupt = cpu.interrupt_hint && cpu.flag(Rflags::IF) && cpu.shadow == Shadow::None;
     let nmi = cpu.nmi_pending && !cpu.nmi_masked && cpu.shadow != Shadow::MovSs;
@@ -167,7 +172,10 @@ fn interpret(cpu: &mut Cpu, block: *mut Block) -> Exit {
     // SAFETY: the run loop gives a block that exists.
     cpu.fast.instructions += u64::from(unsafe { (*block).count });
     let first = Block::ops(block);
-    (first.run)(cpu, first)
+    cpu.turn_to(Activity::Blocks);
+    let exit = (first.run)(cpu, first);
+    cpu.turn_to(Activity::Dispatch);
+    exit
 }
 
 /// Ends the running of blocks by an exit after which more must be looked at than where to go on.
@@ -212,7 +220,9 @@ fn deliver(cpu: &mut Cpu, fault: Fault) -> Result<(), Stop> {
     cpu.settle();
     cpu.fast.event = 0;
     cpu.counters.add(count::EXCEPTIONS, 1);
+    cpu.turn_to(Activity::Deliver);
     let delivered = sys::deliver_fault(cpu, fault);
+    cpu.turn_to(Activity::Dispatch);
     cpu.fast.event = 0;
     cpu.unsettle();
     delivered.map_err(|_| Stop::TripleFault)

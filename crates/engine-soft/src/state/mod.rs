@@ -81,6 +81,7 @@ impl Cpu {
             cache: Cache::new(shared.ports.len()),
             translator: Translator::new()?,
             lockstep: None,
+            profile: None,
             native: native::Local::new()?,
             shared,
             counters: Counters::new(count::NAMES),

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use umbra_memory::CodePage;
 
 use super::asm::{A, Asm, B, Hole, at, cond, group, op, state};
@@ -17,6 +17,7 @@ use crate::cpu::Cpu;
 use crate::decode::{Block, INSTRUCTIONS_MAX};
 use crate::exec::Fast;
 use crate::mmu::copy_out;
+use crate::vm::Activity;
 
 const PAGE: usize = 4096;
 
@@ -53,8 +54,9 @@ pub(super) struct Builder<'a> {
     pub start: u16,
     /// Where the instruction at hand starts.
     pub offset: u16,
-    /// Its length.
+    /// Its length, and its name.
     pub len: u16,
+    pub mnemonic: Mnemonic,
     /// Every exit leaves; see `lockstep`.
     pub alone: bool,
     pub stubs: Vec<Stub>,
@@ -83,6 +85,13 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn translate(&mut self, block: *mut Block) -> Result<bool, Full> {
+        let before = self.turn_to(Activity::Translate);
+        let done = self.try_translate(block);
+        self.turn_to(before);
+        done
+    }
+
+    fn try_translate(&mut self, block: *mut Block) -> Result<bool, Full> {
         self.sync_translator();
         // SAFETY: the run loop gives a block that exists.
         let b = unsafe { &mut *block };
@@ -184,6 +193,7 @@ impl Cpu {
             start,
             offset: start,
             len: 0,
+            mnemonic: Mnemonic::INVALID,
             alone: self.lockstep.is_some(),
             stubs: Vec::new(),
             sites: Vec::new(),
@@ -305,6 +315,7 @@ impl Builder<'_> {
     /// Emits one instruction; whether by its form, and not by a call of the interpreter.
     fn item(&mut self, item: &Item, before: u32, after: u32) -> bool {
         (self.offset, self.len) = (item.offset, item.instruction.len() as u16);
+        self.mnemonic = item.instruction.mnemonic();
         let mark = Mark {
             bytes: self.asm.len(),
             stubs: self.stubs.len(),
@@ -453,6 +464,7 @@ impl Builder<'_> {
     pub(super) fn slow_at(&mut self, hole: Hole, kind: Kind, retry: usize) {
         let mut site = Site::new(kind, self.offset);
         site.at = retry as u32;
+        site.mnemonic = self.mnemonic as u16;
         let site = self.site(site);
         self.stubs.push(Stub::Slow { hole, site, resume: 0, load: false });
     }
@@ -465,6 +477,7 @@ impl Builder<'_> {
         self.asm.mov_mi32(state(fast(offset_of!(Fast, site))), number);
         self.asm.jmp_m(state(fast(offset_of!(Fast, slow))));
         (site.at, site.resume) = (retry, self.asm.len() as u32);
+        site.mnemonic = self.mnemonic as u16;
         if let Some(last) = self.sites.last_mut() {
             *last = site;
         }

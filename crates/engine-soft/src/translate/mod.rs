@@ -57,6 +57,7 @@ mod test;
 
 use std::sync::OnceLock;
 
+use iced_x86::Mnemonic;
 use umbra_engine::EngineError;
 
 use crate::native::{Area, Pool};
@@ -132,6 +133,12 @@ impl Translator {
 
     fn jump_index(rip: u64, hash: u64) -> usize {
         (rip ^ rip >> 13 ^ hash) as usize % JUMPS
+    }
+
+    /// What instruction a site is of.
+    pub(crate) fn mnemonic(&self, site: u32) -> Option<Mnemonic> {
+        let site = self.sites.get(site as usize).filter(|site| site.mnemonic != 0)?;
+        Mnemonic::try_from(usize::from(site.mnemonic)).ok()
     }
 
     /// What the table by linear address holds.

@@ -6,6 +6,7 @@ use crate::cpu::Cpu;
 use crate::decode::Block;
 use crate::exec::{Exit, status_of};
 use crate::mmu::{Class, ENTRIES};
+use crate::vm::Activity;
 
 /// How a translation was left. RIP has been set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +43,11 @@ impl Cpu {
         prepare_thread(self);
         self.fast.entered += 1;
         self.fast.page = self.rip & !0xfff;
+        self.turn_to(Activity::Translated);
         // SAFETY: the run loop gives a translation of the block at RIP, and translations are there until the block cache is emptied, which makes
         // the run loop look up blocks anew. GS has been seen to.
         unsafe { enter::enter(self, code) };
+        self.turn_to(Activity::Dispatch);
         let number = self.fast.site;
         match self.translator.sites[number as usize].kind {
             Kind::Jump => Left::Jump,

@@ -46,6 +46,8 @@ pub(super) struct Site {
     pub offset: u16,
     /// Status flags are the host's when the instruction runs.
     pub flags_live: bool,
+    /// The instruction's name: an [`iced_x86::Mnemonic`].
+    pub mnemonic: u16,
     /// The version of the page that was translated.
     pub version: u32,
     /// An offset into the area: where to try again; of a native instruction, where it is; of a link, its displacement; of a stale
@@ -61,6 +63,15 @@ const _: () = assert!(size_of::<Site>() == 24);
 
 impl Site {
     pub(super) fn new(kind: Kind, offset: u16) -> Self {
-        Self { kind, offset, flags_live: false, version: 0, at: 0, resume: 0, alone: BlockId::NONE }
+        Self {
+            kind,
+            offset,
+            flags_live: false,
+            mnemonic: 0,
+            version: 0,
+            at: 0,
+            resume: 0,
+            alone: BlockId::NONE,
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::exec::Exit;
 use crate::fault::Fault;
 use crate::mmu::{Class, NO_CONTEXT};
 use crate::operand::is_canonical;
-use crate::vm::count;
+use crate::vm::{Activity, count};
 
 /// The slow path of the site in `Fast::site`. For an access, `tag` is what the TLB was asked for and `entry` the entry that was asked.
 /// Gives the host's address to go on at, or 0 to leave the translation, with `Fast::exit` set.
@@ -18,25 +18,34 @@ use crate::vm::count;
 pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, tag: u64, entry: *const u8) -> usize {
     // SAFETY: while a translation runs only it uses the state block, and it waits for this call.
     let cpu = unsafe { &mut *cpu };
-    let number = cpu.fast.site as usize;
-    let site = cpu.translator.sites[number];
-    cpu.rip = cpu.fast.page | u64::from(site.offset);
-    match site.kind {
-        Kind::Access { write } if cpu.fill(tag, entry, write) => return cpu.translator.address(site.at),
-        Kind::Vector(bit) => match cpu.wanted_vectors(bit) {
-            Ok(live) => {
-                cpu.fast.wanted = live;
-                cpu.keep_vectors();
-                return cpu.translator.address(site.at);
-            }
-            Err(fault) => {
-                cpu.before_fault(fault);
-                return cpu.leave_with(Exit::Fault, Some(fault));
-            }
-        },
-        _ => {}
+    cpu.turn_to(Activity::Miss);
+    let to = cpu.take_slow_path(tag, entry);
+    cpu.turn_to(Activity::Translated);
+    to
+}
+
+impl Cpu {
+    fn take_slow_path(&mut self, tag: u64, entry: *const u8) -> usize {
+        let number = self.fast.site as usize;
+        let site = self.translator.sites[number];
+        self.rip = self.fast.page | u64::from(site.offset);
+        match site.kind {
+            Kind::Access { write } if self.fill(tag, entry, write) => return self.translator.address(site.at),
+            Kind::Vector(bit) => match self.wanted_vectors(bit) {
+                Ok(live) => {
+                    self.fast.wanted = live;
+                    self.keep_vectors();
+                    return self.translator.address(site.at);
+                }
+                Err(fault) => {
+                    self.before_fault(fault);
+                    return self.leave_with(Exit::Fault, Some(fault));
+                }
+            },
+            _ => {}
+        }
+        self.interpret(number, site)
     }
-    cpu.interpret(number, site)
 }
 
 impl Translator {
@@ -79,6 +88,7 @@ impl Cpu {
     /// Lets the interpreter do the instruction that RIP is at.
     fn interpret(&mut self, number: usize, site: Site) -> usize {
         self.fast.interpreted += 1;
+        self.turn_to(Activity::Helper);
         let epoch = self.cache.epoch;
         let start = self.rip;
         if !self.before_interpreted() {

@@ -16,7 +16,6 @@ counts! {
     ENTERED = "entries into translations";
     BLOCKS_DECODED = "blocks decoded";
     BLOCKS_TRANSLATED = "blocks translated";
-    COMPARED = "runs of blocks compared";
     CODE_CACHE_CLEARED = "code cache clearings";
     CODE_INVALIDATIONS = "code invalidations";
     TLB_FILLS = "tlb fills";

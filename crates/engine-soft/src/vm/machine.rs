@@ -17,6 +17,7 @@ pub struct SoftVm {
     supported: CpuidTable,
     translate_after: Option<u32>,
     lockstep: Option<u32>,
+    profiled: bool,
 }
 
 impl SoftVm {
@@ -31,12 +32,17 @@ impl SoftVm {
             return Err(EngineError::Unavailable(what));
         }
         let shared = Shared::new(memory, clock, vcpus_max, khz);
-        Ok(Self { shared, supported, translate_after: None, lockstep: None })
+        Ok(Self { shared, supported, translate_after: None, lockstep: None, profiled: false })
     }
 
     /// See [`crate::SoftEngine::translating_after`].
     pub(crate) fn translating_after(self, runs: Option<u32>) -> Self {
         Self { translate_after: runs, ..self }
+    }
+
+    /// See [`crate::SoftEngine::profiled`].
+    pub(crate) fn profiled(self, profiled: bool) -> Self {
+        Self { profiled, ..self }
     }
 
     /// See [`crate::SoftEngine::in_lockstep`].
@@ -69,6 +75,9 @@ impl Vm for SoftVm {
         }
         if let Some(runs) = self.lockstep {
             cpu.start_lockstep(runs);
+        }
+        if self.profiled {
+            cpu.profile();
         }
         Ok(Box::new(cpu))
     }

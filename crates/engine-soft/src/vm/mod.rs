@@ -10,6 +10,7 @@
 //! | `time`, `frequency` | the time-stamp counter; how fast it is |
 //! | `pvclock`, `hypercall` | KVM's paravirtual clock, and calls |
 //! | `spin` | loops in which the guest waits |
+//! | `profile` | where a processor's time goes |
 //! | `hooks` | what system instructions ask of all that |
 //! | `world` | stopping all processors for a moment |
 //! | `machine` | the machine as `umbra-engine` has it |
@@ -24,6 +25,7 @@ pub mod hooks;
 mod hypercall;
 mod machine;
 mod port;
+mod profile;
 mod pvclock;
 mod spin;
 mod time;
@@ -34,6 +36,7 @@ pub use events::Injected;
 pub use frequency::host_khz;
 pub use machine::SoftVm;
 pub use port::Port;
+pub use profile::{Activity, Profile, Sampler};
 pub use pvclock::KvmClock;
 pub use spin::Spin;
 pub use time::{Time, Tsc, host_tsc};
@@ -72,6 +75,9 @@ pub mod attention {
     pub const EXT_INT: u32 = 512;
     /// The alarm of the processor's thread has come; see `alarm`.
     pub const TIMER: u32 = 1024;
+
+    /// A sample waits for its name; see `profile`.
+    pub const PROFILE: u32 = 2048;
 
     /// What a halted processor wakes for.
     pub const WAKES: u32 = KICK | APIC | EXTERNAL | NMI | INIT | SIPI | EXT_INT;

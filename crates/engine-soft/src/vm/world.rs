@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use umbra_engine::CpuIo;
 
-use super::{Shared, attention};
+use super::{Activity, Shared, attention};
 use crate::cpu::Cpu;
 
 /// What processors wait on when one of them stops the world.
@@ -107,7 +107,9 @@ impl Cpu {
         if inside {
             self.leave_world();
         }
+        let before = self.turn_to(Activity::Device);
         let r = f(self.io());
+        self.turn_to(before);
         if inside {
             self.enter_world();
         }

@@ -45,7 +45,6 @@ use crate::cpu::{Cpu, VectorState};
 use crate::decode::Block;
 use crate::exec::Exit;
 use crate::fault::Fault;
-use crate::vm::count;
 
 /// How often a block is compared if all its runs are.
 const ALWAYS: u32 = u32::MAX;
@@ -87,6 +86,8 @@ pub(crate) struct Lockstep {
     /// The translation at hand; the page that it is of, and in which version.
     code: *const u8,
     page: (*const CodePage, u32),
+    /// Runs of blocks that have been compared and not yet told.
+    pub(crate) compared: u64,
     /// The difference that has been found.
     found: Option<String>,
 }
@@ -126,6 +127,7 @@ impl Lockstep {
             comparing: false,
             code: std::ptr::null(),
             page: (std::ptr::null(), 0),
+            compared: 0,
             found: None,
         })
     }
@@ -205,7 +207,7 @@ impl Cpu {
         }
         block.heat = block.heat.saturating_add(1);
         (lockstep.code, lockstep.page) = (code, (block.code, block.version));
-        self.counters.add(count::COMPARED, 1);
+        lockstep.compared += 1;
         self.begin_segment(false);
         let left = self.run_translation(code);
         let end = match left {

@@ -6,7 +6,6 @@ use umbra_x86::reg::gpr::{RAX, RBX, RCX, RDI, RDX, RSI};
 use super::{guest, hex};
 use crate::exec::test::guest::{CODE, DATA, DEVICE, Guest};
 use crate::exec::{self, Stop};
-use crate::vm::count;
 
 /// A guest that compares every run of every block.
 fn compared() -> Guest {
@@ -21,8 +20,8 @@ fn compared() -> Guest {
     guest
 }
 
-fn count_of(guest: &Guest, index: usize) -> u64 {
-    guest.cpu.counters.read().nth(index).map_or(0, |c| c.1)
+fn runs(guest: &Guest) -> u64 {
+    guest.cpu.lockstep.as_ref().unwrap().compared
 }
 
 /// Runs the block of `code` with its translation changed by `spoil`, which is asked instruction by instruction until it says that it did.
@@ -159,7 +158,7 @@ fn whatever_happens_once_happens_once() {
     assert_eq!(guest.peek(DATA, 4), 11);
     assert_eq!(guest.devices.written.lock().unwrap().as_slice(), &[(DEVICE, vec![0x11, 0x11, 0, 0])]);
     assert_eq!(guest.cpu.gpr[RBX], 0x0706_0504);
-    assert!(count_of(&guest, count::COMPARED) > 0);
+    assert!(runs(&guest) > 0);
 }
 
 #[test]
@@ -174,7 +173,7 @@ fn faults_in_the_middle_of_a_block_are_the_same() {
     ] {
         let mut guest = compared();
         assert_eq!(guest.fault(&hex(code)).0, vector, "{code}");
-        assert!(count_of(&guest, count::COMPARED) > 0);
+        assert!(runs(&guest) > 0);
     }
 }
 
@@ -199,6 +198,6 @@ fn so_many_runs_are_compared_as_are_asked_for() {
     // L: add [rdi],rcx; dec rcx; jne L
     guest.run(&hex("48010f48ffc975f8"));
     assert_eq!(guest.peek(DATA, 8), 1000 * 1001 / 2);
-    let compared = count_of(&guest, count::COMPARED);
+    let compared = runs(&guest);
     assert!((5..=10).contains(&compared), "{compared}");
 }
