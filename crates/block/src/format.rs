@@ -257,7 +257,8 @@ pub trait FormatWrite: Send + Sync {
     /// Where the format has none, or there is no room for the name.
     fn set_backing(&self, backing: Option<&BackingRef>) -> Result<()>;
 
-    /// Changes options of the image; those named only. `Disk` has drained.
+    /// Changes options of the image; those named only. `Disk` has drained. Secrets that
+    /// options name are those of the environment in which the image was opened.
     ///
     /// # Errors
     /// [`crate::Error::InvalidOption`] for what cannot be changed.

@@ -13,11 +13,18 @@ mod error;
 mod format;
 mod info;
 mod io;
+mod luks;
 mod node;
 mod options;
+mod qcow2;
 mod raw;
 mod registry;
 mod task;
+
+#[cfg(test)]
+mod model_test;
+#[cfg(test)]
+mod test_help;
 
 pub use check::{CheckReport, Finding, Repair};
 pub use disk::{BlockStatus, Disk, Drained, Node};
@@ -31,12 +38,14 @@ pub use io::{
     Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Run, Storage, StorageExt,
     StorageInfo,
 };
+pub use luks::LuksDriver;
 pub use node::{
     BackingSpec, Environment, FileSpec, HostFiles, NodeSpec, Opener, Referenced, Secrets, resolve,
 };
 pub use options::{
     CreateOptions, DetectZeroes, Discard, OptionKind, OptionSpec, Options, Preallocation, parse_size,
 };
+pub use qcow2::{Qcow2, Qcow2Driver};
 pub use raw::{Raw, RawDriver};
 pub use registry::{FormatDriver, OpenRequest, Registry};
 pub use task::{Cancel, Task};

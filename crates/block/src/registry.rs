@@ -85,6 +85,8 @@ impl Registry {
     pub fn builtin() -> Self {
         let mut registry = Self::empty();
         registry.add(Arc::new(crate::RawDriver));
+        registry.add(Arc::new(crate::Qcow2Driver));
+        registry.add(Arc::new(crate::LuksDriver));
         registry
     }
 

@@ -271,7 +271,7 @@ impl Disk {
             }
             node.writer("resize")?.resize(size, preallocation, task)?;
             if size > old {
-                node.hide_backing(old, size)?;
+                node.clear_new_end(old, size)?;
             }
             node.format.flush()
         })

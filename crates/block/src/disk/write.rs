@@ -127,14 +127,16 @@ impl Node {
         all.extend_from_slice(srcs);
         all.extend((!after.is_empty()).then(|| IoSrc::new(&after)));
         let mut place = prepared.place;
-        place.offset = place
+        let start = place
             .offset
             .checked_sub(before_len)
             .ok_or_else(|| Error::corrupt("a place that begins before its file"))?;
         if let (Some(sector), Some(cipher)) = (place.sector, self.format.cipher()) {
-            // Rounded up: `sector` is that of the first byte, which may lie within it.
-            place.sector = Some(sector.wrapping_sub(before_len.div_ceil(cipher.sector_size())));
+            // `sector` is the one that the first byte of the data lies in; the file's and the disk's sectors coincide.
+            let size = cipher.sector_size();
+            place.sector = Some(sector.wrapping_sub(place.offset / size - start / size));
         }
+        place.offset = start;
         self.put(&Prepared { place, len: 0, before: 0, after: 0, token: None }, &all)
     }
 
@@ -292,7 +294,9 @@ impl Node {
                 {
                     done = prepared.len.min(extent.len);
                     self.storage(prepared.place.storage)?.write_zeroes(prepared.place.offset, done, unmap)?;
-                } else if matches!(extent.mapping, Mapping::Zero(_)) {
+                } else if matches!(extent.mapping, Mapping::Zero(_))
+                    || extent.mapping == Mapping::Backing && self.backing().is_none()
+                {
                     done = extent.len;
                 }
                 drop(shared);
@@ -335,25 +339,33 @@ impl Node {
         writer.discard(first, last - first)
     }
 
-    /// A disk that has grown shows zeroes, not what a longer backing node has there.
-    pub(super) fn hide_backing(&self, old: u64, new: u64) -> Result<()> {
-        let Some(backing) = self.backing() else { return Ok(()) };
-        let until = backing.format.geometry().size.min(new);
-        if until <= old {
-            return Ok(());
-        }
+    /// A disk that has grown shows zeroes: not what its last unit held, nor what a longer backing node has there.
+    pub(super) fn clear_new_end(&self, old: u64, new: u64) -> Result<()> {
+        let unit = self.format.geometry().unit.max(1);
+        let behind = self.backing().map_or(0, |backing| backing.format.geometry().size);
+        let until = old.next_multiple_of(unit).max(behind).min(new);
         let writer = self.writer("resize")?;
-        let unit = self.format.geometry().zero_unit.max(1);
+        let zero_unit = self.format.geometry().zero_unit.max(1);
         let mut at = old;
         while at < until {
-            let whole = at.is_multiple_of(unit);
-            let done =
-                if whole { writer.zero(at, until.next_multiple_of(unit).min(new) - at, false)? } else { 0 };
+            let extent = self.format.map(at, until - at)?;
+            let zero = matches!(extent.mapping, Mapping::Zero(_))
+                || extent.mapping == Mapping::Backing && at >= behind;
+            if zero {
+                at += extent.len;
+                continue;
+            }
+            let whole = at.is_multiple_of(zero_unit);
+            let done = if whole {
+                writer.zero(at, until.next_multiple_of(zero_unit).min(new) - at, false)?
+            } else {
+                0
+            };
             if done > 0 {
                 at += done;
                 continue;
             }
-            let part = (unit - at % unit).min(until - at).min(ZEROES.len() as u64);
+            let part = (zero_unit - at % zero_unit).min(until - at).min(ZEROES.len() as u64);
             let prepared = writer.prepare(at, part, Prepare::Allocate)?;
             let mut prepared = prepared.ok_or_else(|| Error::corrupt("no place for a write"))?;
             let len = prepared.len.min(part).max(1);

@@ -1,0 +1,408 @@
+//! Ciphers over sectors: XTS (IEEE 1619) and CBC, with the ways to number sectors that LUKS names.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aes::cipher::array::Array;
+use aes::cipher::consts::U16;
+use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
+use sha2::Digest;
+
+use super::SECTOR;
+use crate::{Error, Result, SectorCipher};
+
+type Block = Array<u8, U16>;
+const BLOCK: usize = 16;
+const SECTOR_LEN: usize = SECTOR as usize;
+
+/// A block cipher with its key length, in QEMU's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    Aes128,
+    Aes192,
+    Aes256,
+    Serpent128,
+    Serpent192,
+    Serpent256,
+    Twofish128,
+    Twofish192,
+    Twofish256,
+}
+
+const ALGORITHMS: [(Algorithm, &str, &str, usize); 9] = [
+    (Algorithm::Aes128, "aes-128", "aes", 16),
+    (Algorithm::Aes192, "aes-192", "aes", 24),
+    (Algorithm::Aes256, "aes-256", "aes", 32),
+    (Algorithm::Serpent128, "serpent-128", "serpent", 16),
+    (Algorithm::Serpent192, "serpent-192", "serpent", 24),
+    (Algorithm::Serpent256, "serpent-256", "serpent", 32),
+    (Algorithm::Twofish128, "twofish-128", "twofish", 16),
+    (Algorithm::Twofish192, "twofish-192", "twofish", 24),
+    (Algorithm::Twofish256, "twofish-256", "twofish", 32),
+];
+
+impl Algorithm {
+    fn row(self) -> (Algorithm, &'static str, &'static str, usize) {
+        ALGORITHMS.into_iter().find(|row| row.0 == self).unwrap_or(ALGORITHMS[0])
+    }
+
+    /// From LUKS's name and the length of the key.
+    pub(super) fn parse(luks: &str, key_bytes: u32, mode: Mode) -> Result<Self> {
+        let len = key_bytes as usize / if mode == Mode::Xts { 2 } else { 1 };
+        let found = ALGORITHMS.into_iter().find(|row| row.2 == luks && row.3 == len);
+        found.map(|row| row.0).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "LUKS cipher '{luks}' with a key of {key_bytes} bytes; known are aes, serpent and twofish"
+            ))
+        })
+    }
+
+    /// From QEMU's name.
+    pub(super) fn by_name(name: &str) -> Result<Self> {
+        let found = ALGORITHMS.into_iter().find(|row| row.1 == name);
+        found
+            .map(|row| row.0)
+            .ok_or_else(|| Error::option(format!("Invalid parameter '{name}' for cipher-alg")))
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    pub(super) fn luks_name(self) -> &'static str {
+        self.row().2
+    }
+
+    pub(super) fn key_len(self) -> usize {
+        self.row().3
+    }
+}
+
+/// How blocks of a sector are chained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Xts,
+    Cbc,
+}
+
+impl Mode {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Xts => "xts",
+            Self::Cbc => "cbc",
+        }
+    }
+}
+
+/// How a sector's number becomes an initialization vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Iv {
+    Plain,
+    Plain64,
+    Essiv(Hash),
+}
+
+impl Iv {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Plain64 => "plain64",
+            Self::Essiv(_) => "essiv",
+        }
+    }
+
+    pub(super) fn hash(self) -> Option<Hash> {
+        if let Self::Essiv(hash) = self { Some(hash) } else { None }
+    }
+}
+
+/// LUKS's words for mode and vector: `xts-plain64`, `cbc-essiv:sha256`.
+pub(super) fn parse_mode(text: &str) -> Result<(Mode, Iv)> {
+    let unknown = || Error::Unsupported(format!("LUKS cipher mode '{text}'"));
+    let (mode, iv) = text.split_once('-').ok_or_else(unknown)?;
+    let mode = match mode {
+        "xts" => Mode::Xts,
+        "cbc" => Mode::Cbc,
+        _ => return Err(unknown()),
+    };
+    let iv = match iv.split_once(':') {
+        None if iv == "plain" => Iv::Plain,
+        None if iv == "plain64" => Iv::Plain64,
+        Some(("essiv", hash)) => Iv::Essiv(Hash::parse(hash)?),
+        _ => return Err(unknown()),
+    };
+    Ok((mode, iv))
+}
+
+/// A hash function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hash {
+    Sha1,
+    Sha224,
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+impl Hash {
+    pub(super) fn parse(name: &str) -> Result<Self> {
+        match name {
+            "sha1" => Ok(Self::Sha1),
+            "sha224" => Ok(Self::Sha224),
+            "sha256" => Ok(Self::Sha256),
+            "sha384" => Ok(Self::Sha384),
+            "sha512" => Ok(Self::Sha512),
+            _ => Err(Error::Unsupported(format!("hash algorithm '{name}'"))),
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "sha1",
+            Self::Sha224 => "sha224",
+            Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    pub(super) fn digest(self, parts: &[&[u8]]) -> Vec<u8> {
+        fn run<D: Digest>(parts: &[&[u8]]) -> Vec<u8> {
+            let mut hash = D::new();
+            parts.iter().for_each(|part| hash.update(part));
+            hash.finalize().to_vec()
+        }
+        match self {
+            Self::Sha1 => run::<sha1::Sha1>(parts),
+            Self::Sha224 => run::<sha2::Sha224>(parts),
+            Self::Sha256 => run::<sha2::Sha256>(parts),
+            Self::Sha384 => run::<sha2::Sha384>(parts),
+            Self::Sha512 => run::<sha2::Sha512>(parts),
+        }
+    }
+
+    /// PBKDF2 (RFC 8018) with HMAC.
+    pub(super) fn pbkdf2(self, password: &[u8], salt: &[u8], rounds: u32, out: &mut [u8]) {
+        match self {
+            Self::Sha1 => pbkdf2::pbkdf2_hmac::<sha1::Sha1>(password, salt, rounds, out),
+            Self::Sha224 => pbkdf2::pbkdf2_hmac::<sha2::Sha224>(password, salt, rounds, out),
+            Self::Sha256 => pbkdf2::pbkdf2_hmac::<sha2::Sha256>(password, salt, rounds, out),
+            Self::Sha384 => pbkdf2::pbkdf2_hmac::<sha2::Sha384>(password, salt, rounds, out),
+            Self::Sha512 => pbkdf2::pbkdf2_hmac::<sha2::Sha512>(password, salt, rounds, out),
+        }
+    }
+}
+
+trait BlockCipher:
+    BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static
+{
+}
+impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static>
+    BlockCipher for C
+{
+}
+
+/// The number of a sector as a vector.
+fn number(iv: Iv, sector: u64) -> Block {
+    let value = if iv == Iv::Plain { u128::from(sector as u32) } else { u128::from(sector) };
+    Array(value.to_le_bytes())
+}
+
+/// XTS: one key for the data, one for the numbers of sectors.
+struct Xts<C> {
+    data: C,
+    tweak: C,
+    iv: Iv,
+    essiv: Option<Box<dyn VectorCipher>>,
+}
+
+/// Encrypts numbers of sectors.
+trait VectorCipher: Send + Sync {
+    fn vector(&self, block: &mut Block);
+}
+
+impl<C: BlockCipher> VectorCipher for C {
+    fn vector(&self, block: &mut Block) {
+        self.encrypt_block(block);
+    }
+}
+
+fn vector(iv: Iv, essiv: Option<&dyn VectorCipher>, sector: u64) -> Block {
+    let mut block = number(iv, sector);
+    if let Some(cipher) = essiv {
+        cipher.vector(&mut block);
+    }
+    block
+}
+
+/// Sectors whose tweaks are made together.
+const BATCH: usize = 8;
+
+impl<C: BlockCipher> Xts<C> {
+    fn run(&self, first: u64, data: &mut [u8], encrypt: bool) {
+        let mut sector = first;
+        for sectors in data.chunks_mut(SECTOR_LEN * BATCH) {
+            let count = sectors.len().div_ceil(SECTOR_LEN);
+            let mut starts = [Block::default(); BATCH];
+            for start in &mut starts[..count] {
+                *start = vector(self.iv, self.essiv.as_deref(), sector);
+                sector = sector.wrapping_add(1);
+            }
+            self.tweak.encrypt_blocks(&mut starts[..count]);
+            for (bytes, start) in sectors.chunks_exact_mut(SECTOR_LEN).zip(starts) {
+                self.sector(bytes, u128::from_le_bytes(start.0), encrypt);
+            }
+        }
+    }
+
+    fn sector(&self, bytes: &mut [u8], start: u128, encrypt: bool) {
+        let mut tweaks = [0u128; SECTOR_LEN / BLOCK];
+        let mut tweak = start;
+        for place in &mut tweaks {
+            *place = tweak;
+            // Multiplication by x in GF(2^128).
+            tweak = tweak << 1 ^ (tweak >> 127) * 0x87;
+        }
+        mask(bytes, &tweaks);
+        let (blocks, _) = Block::slice_as_chunks_mut(bytes);
+        if encrypt {
+            self.data.encrypt_blocks(blocks);
+        } else {
+            self.data.decrypt_blocks(blocks);
+        }
+        mask(bytes, &tweaks);
+    }
+}
+
+fn mask(bytes: &mut [u8], tweaks: &[u128; SECTOR_LEN / BLOCK]) {
+    for (block, tweak) in bytes.chunks_exact_mut(BLOCK).zip(tweaks) {
+        let value = u128::from_le_bytes(block.try_into().unwrap_or_default()) ^ tweak;
+        block.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// CBC within a sector.
+struct Cbc<C> {
+    data: C,
+    iv: Iv,
+    essiv: Option<Box<dyn VectorCipher>>,
+}
+
+impl<C: BlockCipher> Cbc<C> {
+    fn run(&self, first: u64, data: &mut [u8], encrypt: bool) {
+        for (index, bytes) in data.chunks_exact_mut(SECTOR_LEN).enumerate() {
+            let sector = first.wrapping_add(index as u64);
+            let mut last = u128::from_le_bytes(vector(self.iv, self.essiv.as_deref(), sector).0);
+            for block in bytes.chunks_exact_mut(BLOCK) {
+                let plain = u128::from_le_bytes((&*block).try_into().unwrap_or_default());
+                let mut value = Array(if encrypt { plain ^ last } else { plain }.to_le_bytes());
+                if encrypt {
+                    self.data.encrypt_block(&mut value);
+                    last = u128::from_le_bytes(value.0);
+                } else {
+                    self.data.decrypt_block(&mut value);
+                    value = Array((u128::from_le_bytes(value.0) ^ last).to_le_bytes());
+                    last = plain;
+                }
+                block.copy_from_slice(&value);
+            }
+        }
+    }
+}
+
+impl<C> fmt::Debug for Xts<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Xts")
+    }
+}
+
+impl<C> fmt::Debug for Cbc<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cbc")
+    }
+}
+
+impl<C: BlockCipher> SectorCipher for Xts<C> {
+    fn sector_size(&self) -> u64 {
+        SECTOR
+    }
+
+    fn encrypt(&self, sector: u64, data: &mut [u8]) {
+        self.run(sector, data, true);
+    }
+
+    fn decrypt(&self, sector: u64, data: &mut [u8]) {
+        self.run(sector, data, false);
+    }
+}
+
+impl<C: BlockCipher> SectorCipher for Cbc<C> {
+    fn sector_size(&self) -> u64 {
+        SECTOR
+    }
+
+    fn encrypt(&self, sector: u64, data: &mut [u8]) {
+        self.run(sector, data, true);
+    }
+
+    fn decrypt(&self, sector: u64, data: &mut [u8]) {
+        self.run(sector, data, false);
+    }
+}
+
+fn keyed<C: BlockCipher + KeyInit>(key: &[u8]) -> Result<C> {
+    C::new_from_slice(key).map_err(|_| Error::corrupt("a key of the wrong length"))
+}
+
+/// The cipher that turns sector numbers into vectors, keyed with a hash of the key: of the data's algorithm, with a key
+/// as long as the hash.
+fn essiv(algorithm: Algorithm, iv: Iv, key: &[u8]) -> Result<Option<Box<dyn VectorCipher>>> {
+    let Iv::Essiv(hash) = iv else { return Ok(None) };
+    let salt = hash.digest(&[key]);
+    let unknown = || Error::Unsupported(format!("essiv with {} and {}", algorithm.name(), hash.name()));
+    Ok(Some(match (algorithm.luks_name(), salt.len()) {
+        ("aes", 32) => Box::new(keyed::<aes::Aes256>(&salt)?),
+        ("serpent", 32) => Box::new(keyed::<serpent::Serpent>(&salt)?),
+        ("twofish", 32) => Box::new(keyed::<twofish::Twofish>(&salt)?),
+        _ => return Err(unknown()),
+    }))
+}
+
+fn with<C: BlockCipher + KeyInit>(
+    algorithm: Algorithm,
+    mode: Mode,
+    iv: Iv,
+    key: &[u8],
+) -> Result<Arc<dyn SectorCipher>> {
+    let essiv = essiv(algorithm, iv, key)?;
+    Ok(match mode {
+        Mode::Xts => {
+            let (data, tweak) = key.split_at(key.len() / 2);
+            Arc::new(Xts { data: keyed::<C>(data)?, tweak: keyed::<C>(tweak)?, iv, essiv })
+        }
+        Mode::Cbc => Arc::new(Cbc { data: keyed::<C>(key)?, iv, essiv }),
+    })
+}
+
+/// A cipher of the kind, with a key.
+pub(super) fn new(algorithm: Algorithm, mode: Mode, iv: Iv, key: &[u8]) -> Result<Arc<dyn SectorCipher>> {
+    match algorithm {
+        Algorithm::Aes128 => with::<aes::Aes128>(algorithm, mode, iv, key),
+        Algorithm::Aes192 => with::<aes::Aes192>(algorithm, mode, iv, key),
+        Algorithm::Aes256 => with::<aes::Aes256>(algorithm, mode, iv, key),
+        Algorithm::Serpent128 | Algorithm::Serpent192 | Algorithm::Serpent256 => {
+            with::<serpent::Serpent>(algorithm, mode, iv, key)
+        }
+        Algorithm::Twofish128 | Algorithm::Twofish192 | Algorithm::Twofish256 => {
+            with::<twofish::Twofish>(algorithm, mode, iv, key)
+        }
+    }
+}
+
+/// The legacy scheme of qcow2: AES-128 in CBC, keyed with the first 16 bytes of the password, sectors numbered plainly.
+pub(crate) fn legacy_cipher(password: &[u8]) -> Result<Arc<dyn SectorCipher>> {
+    let mut key = [0; 16];
+    let len = password.len().min(16);
+    key[..len].copy_from_slice(&password[..len]);
+    with::<aes::Aes128>(Algorithm::Aes128, Mode::Cbc, Iv::Plain64, &key)
+}

@@ -1,0 +1,574 @@
+//! Looking at all of the metadata, and mending what can be mended.
+//!
+//! Everything that the header reaches is counted; what the refcounts say is held against that. A table that is
+//! referred to often is walked once, so that the time is bounded by the file's size. Refcount blocks that are damaged
+//! are not written again: new ones are made behind the end of the file, and the header is pointed to them last.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::header::{CORRUPT, DIRTY};
+use super::layout::{ALL_ALLOCATED, COPIED, Entry, OFFSET_MASK, REFTABLE_MASK, ZERO};
+use super::meta::{Meta, read_words};
+use super::refcount::{self, refcount_max};
+use crate::{CheckReport, Error, Finding, Repair, Result, StorageExt, Task};
+
+const CHUNK: u64 = 64;
+
+/// References to clusters of the file, as counted. Only what is referred to takes memory.
+#[derive(Debug, Default)]
+struct Counts {
+    chunks: HashMap<u64, Box<[u32; CHUNK as usize]>>,
+    /// The cluster behind the last one that is referred to.
+    end: u64,
+}
+
+impl Counts {
+    fn add(&mut self, first: u64, count: u64, times: u32) {
+        for cluster in first..first + count {
+            let chunk = self.chunks.entry(cluster / CHUNK).or_insert_with(|| Box::new([0; CHUNK as usize]));
+            let place = &mut chunk[(cluster % CHUNK) as usize];
+            *place = place.saturating_add(times);
+        }
+        self.end = self.end.max(first + count);
+    }
+
+    fn get(&self, cluster: u64) -> u64 {
+        self.chunks.get(&(cluster / CHUNK)).map_or(0, |chunk| u64::from(chunk[(cluster % CHUNK) as usize]))
+    }
+}
+
+/// What a walk over the tables has found.
+struct Walk<'a> {
+    report: CheckReport,
+    counts: Counts,
+    repair: Repair,
+    task: &'a Task<'a>,
+    /// Clusters of the file, and one more: no reference goes further.
+    limit: u64,
+    file_len: u64,
+    /// Refcount blocks cannot be trusted.
+    bad_blocks: bool,
+    /// They are to be made anew.
+    rebuild: bool,
+}
+
+impl Walk<'_> {
+    fn corruption(&mut self, what: String, fixable: bool, loses_data: bool) -> bool {
+        let fixed = fixable && self.repair == Repair::All;
+        if fixed {
+            self.report.corruptions_fixed += 1;
+        } else {
+            self.report.corruptions += 1;
+        }
+        self.report.note(Finding { corruption: true, fixed, loses_data, what });
+        fixed
+    }
+
+    /// Counts a reference to `len` bytes at `offset`. Whether they lie in the file.
+    fn refer(&mut self, offset: u64, len: u64, times: u32, bits: u32) -> bool {
+        if len == 0 {
+            return true;
+        }
+        let first = offset >> bits;
+        let end = offset.saturating_add(len).div_ceil(1 << bits);
+        if end > self.limit {
+            return false;
+        }
+        self.counts.add(first, end - first, times);
+        true
+    }
+}
+
+impl Meta {
+    /// Looks at everything; mends what `repair` allows.
+    pub(super) fn check(&mut self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
+        if self.writable && !self.broken {
+            self.write_back()?;
+        }
+        let file_len = self.file.len()?;
+        let mut walk = Walk {
+            report: CheckReport {
+                total_clusters: self.layout.clusters(self.header.size),
+                ..CheckReport::default()
+            },
+            counts: Counts::default(),
+            repair,
+            task,
+            limit: self.layout.clusters(file_len) + 1,
+            file_len,
+            bad_blocks: false,
+            rebuild: false,
+        };
+        self.count_all(&mut walk)?;
+        self.count_refblocks(&mut walk)?;
+        let bad_copied = self.compare(&mut walk)?;
+        if repair == Repair::All {
+            if walk.rebuild {
+                self.flush_storages()?;
+                let order = self.header.refcount_order;
+                self.rebuild_refcounts(order, task)?;
+            }
+            if bad_copied || walk.report.corruptions_fixed > 0 {
+                self.lazy = false;
+                self.flush()?;
+                self.refresh_copied()?;
+            }
+        }
+        if repair != Repair::None {
+            let lazy = std::mem::take(&mut self.lazy);
+            self.flush()?;
+            self.flush()?;
+            self.lazy = lazy;
+            self.clear_marks(repair, &walk.report)?;
+        }
+        Ok(walk.report)
+    }
+
+    /// An image that is in order again is marked so.
+    fn clear_marks(&mut self, repair: Repair, report: &CheckReport) -> Result<()> {
+        if repair == Repair::All && report.is_clean() && self.header.has(DIRTY | CORRUPT) && !self.lazy {
+            self.header.incompatible &= !(DIRTY | CORRUPT);
+            self.write_header()?;
+            self.file.flush()?;
+            self.broken = false;
+        }
+        Ok(())
+    }
+
+    /// Counts all references but those to refcounts.
+    fn count_all(&mut self, walk: &mut Walk<'_>) -> Result<()> {
+        let bits = self.layout.cluster_bits;
+        walk.refer(0, 1, 1, bits);
+        let mut tables: BTreeMap<u64, u32> = BTreeMap::new();
+        let mut places = vec![(self.header.snapshots_offset, self.snapshots_bytes, "snapshot table")];
+        if let Some((offset, len)) = self.header.crypto {
+            places.push((offset, len, "LUKS header"));
+        }
+        places.push((self.header.l1_offset, u64::from(self.header.l1_len) * 8, "L1 table"));
+        let mut l1_bytes = u64::from(self.header.l1_len) * 8;
+        for snapshot in self.snapshots.clone() {
+            let len = u64::from(snapshot.l1_len) * 8;
+            places.push((snapshot.l1_offset, len, "snapshot's L1 table"));
+            l1_bytes += len;
+            if l1_bytes > walk.file_len.saturating_add(super::header::L1_BYTES_MAX) {
+                return Err(Error::corrupt(
+                    "the L1 tables together are larger than the file, so they overlap",
+                ));
+            }
+            walk.task.at(0, 1)?;
+            for entry in self.snapshot_l1(&snapshot)? {
+                *tables.entry(entry & OFFSET_MASK).or_default() += 1;
+            }
+        }
+        places.extend(self.bitmap_places()?.into_iter().map(|(offset, len)| (offset, len, "bitmap")));
+        for (offset, len, what) in places {
+            if !walk.refer(offset, len, 1, bits) {
+                walk.corruption(
+                    format!("ERROR {what} at {offset:#x} lies behind the end of the file"),
+                    false,
+                    false,
+                );
+            }
+        }
+        self.count_active(walk, &mut tables)?;
+        tables.remove(&0);
+        for (table, times) in tables {
+            if !self.layout.in_cluster(table).eq(&0) || !walk.refer(table, self.layout.cluster(), times, bits)
+            {
+                walk.corruption(
+                    format!("ERROR snapshot's L2 table at {table:#x} is not in the file"),
+                    false,
+                    true,
+                );
+                continue;
+            }
+            self.count_entries(walk, table, times, false)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the active tables, in their order; those of snapshots that are active too are taken from `tables`.
+    fn count_active(&mut self, walk: &mut Walk<'_>, tables: &mut BTreeMap<u64, u32>) -> Result<()> {
+        let bits = self.layout.cluster_bits;
+        let mut next = 0;
+        let mut active: HashMap<u64, u32> = HashMap::new();
+        for entry in &self.l1 {
+            *active.entry(entry & OFFSET_MASK).or_default() += 1;
+        }
+        for index in 0..self.l1.len() as u64 {
+            walk.task.at(index, self.l1.len() as u64)?;
+            let table = self.l1[index as usize] & OFFSET_MASK;
+            let Some(times) = active.remove(&table).filter(|_| table != 0) else { continue };
+            let times = times.saturating_add(tables.remove(&table).unwrap_or(0));
+            let sound =
+                self.layout.in_cluster(table) == 0 && walk.refer(table, self.layout.cluster(), times, bits);
+            if !sound {
+                let what = format!("ERROR L1 entry {index}: L2 table at {table:#x} is not in the file");
+                if walk.corruption(what, true, true) {
+                    self.set_l1(index, 0);
+                }
+                continue;
+            }
+            next = self.count_entries_from(walk, table, times, true, next)?;
+        }
+        Ok(())
+    }
+
+    fn count_entries(&mut self, walk: &mut Walk<'_>, table: u64, times: u32, active: bool) -> Result<()> {
+        self.count_entries_from(walk, table, times, active, 0).map(|_| ())
+    }
+
+    /// Counts what one L2 table refers to. `next` is where the cluster before this table's first ended, and the answer
+    /// is the same for the table behind.
+    fn count_entries_from(
+        &mut self,
+        walk: &mut Walk<'_>,
+        table: u64,
+        times: u32,
+        active: bool,
+        mut next: u64,
+    ) -> Result<u64> {
+        let mut broken = Vec::new();
+        let version = self.header.version;
+        self.for_entries(table, |layout, index, entry| {
+            let bits = layout.cluster_bits;
+            if entry.is_compressed() {
+                let packed = entry.packed(layout);
+                if layout.data_file || entry.copied() {
+                    broken.push((index, "a compressed cluster that must not be"));
+                } else if !walk.refer(packed.offset, packed.len, times, bits) {
+                    broken.push((index, "compressed data behind the end of the file"));
+                }
+                if active {
+                    walk.report.allocated_clusters += 1;
+                    walk.report.compressed_clusters += 1;
+                    walk.report.fragmented_clusters += 1;
+                }
+                return Ok(());
+            }
+            let reserved = if layout.extended { 0x3f00_0000_0000_01ff } else { 0x3f00_0000_0000_01fe };
+            let both = entry.bitmap & entry.bitmap >> 32 & ALL_ALLOCATED != 0;
+            let Ok(host) = entry.host(layout) else {
+                broken.push((index, "an entry that points into a cluster"));
+                return Ok(());
+            };
+            if both || host.is_none() && entry.bitmap & ALL_ALLOCATED != 0 {
+                broken.push((index, "subclusters that contradict each other"));
+            } else if entry.word & reserved != 0 || version < 3 && entry.word & ZERO != 0 {
+                broken.push((index, "reserved bits that are set"));
+            }
+            let Some(host) = host else { return Ok(()) };
+            if active {
+                walk.report.allocated_clusters += 1;
+                walk.report.fragmented_clusters += u64::from(next != 0 && host != next);
+                next = host + layout.cluster();
+            }
+            if !layout.data_file && !walk.refer(host, layout.cluster(), times, bits) {
+                broken.push((index, "data behind the end of the file"));
+            }
+            Ok(())
+        })?;
+        for (index, what) in broken {
+            let what = format!("ERROR L2 table at {table:#x}, entry {index}: {what}");
+            if walk.corruption(what, true, true) {
+                self.mend_entry(table, index)?;
+            }
+        }
+        Ok(next)
+    }
+
+    /// Makes an entry one that can be read: what can be kept is kept.
+    fn mend_entry(&mut self, table: u64, index: u64) -> Result<()> {
+        let layout = self.layout;
+        let old = self.entry(table, index)?;
+        let lost = if self.header.version >= 3 && !layout.extended { ZERO } else { 0 };
+        let mut new = Entry { word: lost, bitmap: if layout.extended { ALL_ALLOCATED << 32 } else { 0 } };
+        let file_end = self.layout.start(self.file.len()?.saturating_add(layout.cluster()));
+        if !old.is_compressed()
+            && let Ok(Some(host)) = old.host(layout)
+            && (layout.data_file || host < file_end)
+        {
+            let zero = if layout.extended || self.header.version < 3 { 0 } else { old.word & ZERO };
+            let bitmap = if layout.extended { old.bitmap & !((old.bitmap & ALL_ALLOCATED) << 32) } else { 0 };
+            new = Entry { word: host | old.word & COPIED | zero, bitmap };
+        }
+        self.set_entry(table, index, new)
+    }
+
+    /// Counts the refcount table and its blocks.
+    fn count_refblocks(&mut self, walk: &mut Walk<'_>) -> Result<()> {
+        let bits = self.layout.cluster_bits;
+        let table_len = u64::from(self.header.reftable_clusters) << bits;
+        if !walk.refer(self.header.reftable_offset, table_len, 1, bits) {
+            walk.bad_blocks = true;
+            walk.rebuild |=
+                walk.corruption("ERROR the refcount table is not in the file".to_owned(), true, false);
+        }
+        for (index, entry) in self.reftable.clone().into_iter().enumerate() {
+            let block = entry & REFTABLE_MASK;
+            if block == 0 {
+                continue;
+            }
+            let sound =
+                self.layout.in_cluster(block) == 0 && walk.refer(block, self.layout.cluster(), 1, bits);
+            let shared = sound && walk.counts.get(block >> bits) > 1;
+            if !sound || shared {
+                let why = if shared { "is used for something else as well" } else { "is not in the file" };
+                let what = format!("ERROR refcount block {index} at {block:#x} {why}");
+                walk.bad_blocks = true;
+                walk.rebuild |= walk.corruption(what, true, false);
+                if !sound {
+                    // It cannot be read: whatever it counts is counted as nothing.
+                    if let Some(entry) = self.reftable.get_mut(index) {
+                        *entry = 0;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the refcounts against what was counted; whether marks of sole owners are wrong.
+    fn compare(&mut self, walk: &mut Walk<'_>) -> Result<bool> {
+        let mut wrong = Vec::new();
+        let mut last = 0;
+        if !walk.bad_blocks {
+            self.compare_blocks(walk, &mut wrong, &mut last)?;
+        }
+        self.compare_uncounted(walk, &mut wrong, &mut last)?;
+        let (mut leaks, mut low) = (0u64, 0u64);
+        for &(cluster, has, should) in &wrong {
+            leaks += u64::from(has > should);
+            low += u64::from(has < should);
+            self.note_refcount(walk, cluster, has, should);
+        }
+        self.mend_refcounts(walk, &wrong)?;
+        walk.report.image_end_offset = last << self.layout.cluster_bits;
+        let (fix_leaks, fix_low) = (walk.repair != Repair::None, walk.repair == Repair::All);
+        *(if fix_leaks { &mut walk.report.leaks_fixed } else { &mut walk.report.leaks }) += leaks;
+        *(if fix_low { &mut walk.report.corruptions_fixed } else { &mut walk.report.corruptions }) += low;
+        self.check_copied(walk)
+    }
+
+    /// Every refcount that there is.
+    fn compare_blocks(
+        &mut self,
+        walk: &Walk<'_>,
+        wrong: &mut Vec<(u64, u64, u64)>,
+        last: &mut u64,
+    ) -> Result<()> {
+        let order = self.header.refcount_order;
+        let per_block = self.layout.cluster() * 8 >> order;
+        let piece_len = self.refs.piece_len();
+        let per_piece = piece_len * 8 >> order;
+        for (index, block) in self.reftable.clone().into_iter().enumerate() {
+            let block = block & REFTABLE_MASK;
+            if block == 0 {
+                continue;
+            }
+            walk.task.at(index as u64, self.reftable.len() as u64)?;
+            for piece in 0..self.layout.cluster() / piece_len {
+                let file = self.file.clone();
+                let bytes = self.refs.get(&*file, block + piece * piece_len)?.bytes.clone();
+                let first = index as u64 * per_block + piece * per_piece;
+                for i in 0..per_piece {
+                    let (has, should) = (refcount::get(&bytes, i, order), walk.counts.get(first + i));
+                    if has > 0 || should > 0 {
+                        *last = (*last).max(first + i + 1);
+                    }
+                    if has != should {
+                        wrong.push((first + i, has, should));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Clusters in use that no refcount block counts.
+    fn compare_uncounted(
+        &self,
+        walk: &Walk<'_>,
+        wrong: &mut Vec<(u64, u64, u64)>,
+        last: &mut u64,
+    ) -> Result<()> {
+        let mut chunks: Vec<u64> = walk.counts.chunks.keys().copied().collect();
+        chunks.sort_unstable();
+        for chunk in chunks {
+            for cluster in chunk * CHUNK..(chunk + 1) * CHUNK {
+                let should = walk.counts.get(cluster);
+                if should > 0 && (walk.bad_blocks || self.has_no_refblock(cluster)) {
+                    *last = (*last).max(cluster + 1);
+                    if !walk.bad_blocks {
+                        wrong.push((cluster, 0, should));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn has_no_refblock(&self, cluster: u64) -> bool {
+        let per_block = self.layout.cluster() * 8 >> self.header.refcount_order;
+        let index = usize::try_from(cluster / per_block).unwrap_or(usize::MAX);
+        self.reftable.get(index).is_none_or(|entry| entry & REFTABLE_MASK == 0)
+    }
+
+    fn note_refcount(&self, walk: &mut Walk<'_>, cluster: u64, has: u64, should: u64) {
+        let corruption = has < should;
+        let word = if corruption { "ERROR" } else { "Leaked" };
+        let fixed = walk.repair == Repair::All || !corruption && walk.repair == Repair::Leaks;
+        walk.report.note(Finding {
+            corruption,
+            fixed,
+            loses_data: false,
+            what: format!("{word} cluster {cluster} refcount={has} reference={should}"),
+        });
+    }
+
+    fn mend_refcounts(&mut self, walk: &mut Walk<'_>, wrong: &[(u64, u64, u64)]) -> Result<()> {
+        if walk.repair == Repair::None || walk.rebuild {
+            return Ok(());
+        }
+        // A missing block would need a cluster, and which are free is not known while counts are too low.
+        let low = walk.repair == Repair::All;
+        if low && wrong.iter().any(|&(cluster, has, should)| has < should && self.has_no_refblock(cluster)) {
+            walk.rebuild = true;
+            return Ok(());
+        }
+        for &(cluster, has, should) in wrong {
+            if should > has && low || should < has {
+                let delta = should.wrapping_sub(has) as i64;
+                if has.max(should) > i64::MAX as u64 {
+                    walk.rebuild |= low;
+                    continue;
+                }
+                self.change_refcounts(cluster, 1, delta)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every mark of a sole owner is right.
+    fn check_copied(&mut self, walk: &mut Walk<'_>) -> Result<bool> {
+        let mut wrong = 0u64;
+        let bits = self.layout.cluster_bits;
+        let count = |walk: &Walk<'_>, offset: u64| walk.counts.get(offset >> bits);
+        for index in 0..self.l1.len() as u64 {
+            let entry = self.l1[index as usize];
+            let table = entry & OFFSET_MASK;
+            if table == 0 || self.layout.in_cluster(table) != 0 || (table >> bits) >= walk.limit {
+                continue;
+            }
+            if (count(walk, table) == 1) != (entry & COPIED != 0) {
+                wrong += 1;
+                self.note_copied(walk, format!("ERROR OFLAG_COPIED L2 cluster: L1 entry {index}"));
+            }
+            if self.layout.data_file {
+                continue;
+            }
+            let mut found = Vec::new();
+            self.for_entries(table, |layout, index, entry| {
+                if let Ok(Some(host)) = entry.host(layout)
+                    && (count(walk, host) == 1) != entry.copied()
+                    && (host >> bits) < walk.limit
+                {
+                    found.push(index);
+                }
+                Ok(())
+            })?;
+            wrong += found.len() as u64;
+            for entry in found {
+                self.note_copied(
+                    walk,
+                    format!("ERROR OFLAG_COPIED data cluster: L1 entry {index}, L2 entry {entry}"),
+                );
+            }
+        }
+        if walk.repair == Repair::All {
+            walk.report.corruptions_fixed += wrong;
+        } else {
+            walk.report.corruptions += wrong;
+        }
+        Ok(wrong > 0)
+    }
+
+    fn note_copied(&self, walk: &mut Walk<'_>, what: String) {
+        let fixed = walk.repair == Repair::All;
+        walk.report.note(Finding { corruption: true, fixed, loses_data: false, what });
+    }
+
+    /// Counts everything into new refcount blocks of the given width, and points the header to them.
+    pub(super) fn rebuild_refcounts(&mut self, order: u32, task: &Task<'_>) -> Result<()> {
+        let file_len = self.file.len()?;
+        let cluster = self.layout.cluster();
+        let mut walk = Walk {
+            report: CheckReport::default(),
+            counts: Counts::default(),
+            repair: Repair::None,
+            task,
+            limit: self.layout.clusters(file_len) + 1,
+            file_len,
+            bad_blocks: false,
+            rebuild: false,
+        };
+        self.l2.write_dirty(&*self.file)?;
+        self.count_all(&mut walk)?;
+        let per_block = cluster * 8 >> order;
+        let start = self.layout.clusters(file_len).max(walk.counts.end);
+        let (mut blocks, mut table) = (1u64, 1u64);
+        loop {
+            let wanted = (start + table + blocks).div_ceil(per_block);
+            let wanted_table = (wanted * 8).div_ceil(cluster);
+            if (wanted, wanted_table) == (blocks, table) {
+                break;
+            }
+            (blocks, table) = (wanted, wanted_table);
+        }
+        if table * cluster > super::header::REFTABLE_BYTES_MAX {
+            return Err(Error::Refused(
+                "the file is too large for refcounts of this width and cluster size".to_owned(),
+            ));
+        }
+        walk.counts.add(start, table + blocks, 1);
+        let max = refcount_max(order);
+        let mut entries = Vec::with_capacity((table * cluster / 8) as usize);
+        for block in 0..blocks {
+            task.at(block, blocks)?;
+            let mut bytes = vec![0; cluster as usize];
+            for index in 0..per_block {
+                let count = walk.counts.get(block * per_block + index);
+                if count > max {
+                    return Err(Error::Refused(format!(
+                        "a cluster has {count} references, and a refcount is at most {max}"
+                    )));
+                }
+                if count > 0 {
+                    refcount::set(&mut bytes, index, order, count);
+                }
+            }
+            let offset = (start + table + block) * cluster;
+            self.file.write_at(offset, &bytes)?;
+            entries.push(offset);
+        }
+        entries.resize((table * cluster / 8) as usize, 0);
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry: &u64| entry.to_be_bytes()).collect();
+        self.file.write_at(start * cluster, &bytes)?;
+        self.file.flush()?;
+        let old = (self.header.reftable_offset, self.header.reftable_clusters, self.header.refcount_order);
+        (self.header.reftable_offset, self.header.reftable_clusters) = (start * cluster, table as u32);
+        self.header.refcount_order = order;
+        if let Err(error) = self.write_header() {
+            (self.header.reftable_offset, self.header.reftable_clusters, self.header.refcount_order) = old;
+            return Err(error);
+        }
+        self.file.flush()?;
+        self.reftable = read_words(&*self.file, start * cluster, blocks)?;
+        self.reftable_dirty.clear();
+        self.refs.clear();
+        self.frees.clear();
+        (self.free_hint, self.packed_at) = (0, 0);
+        self.own_all();
+        Ok(())
+    }
+}
