@@ -1,5 +1,7 @@
 //! What the formats share.
 
+use std::collections::BTreeMap;
+
 use umbra_block::{Error, Extent, Mapping, Place, Result, StorageId};
 
 /// Entries that one call of `map` looks at: 512 MiB of the smallest units.
@@ -93,5 +95,37 @@ pub(crate) fn at_most(what: &str, value: u64, limit: u64) -> Result<()> {
     match value <= limit {
         true => Ok(()),
         false => Err(Error::TooLarge { what: what.to_owned(), value, limit }),
+    }
+}
+
+/// Places that are taken, as runs: start and length. What was written in order is one run.
+#[derive(Debug, Default)]
+pub(crate) struct Runs(BTreeMap<u64, u64>);
+
+impl Runs {
+    /// Takes `len` places from `start` on; false where one of them is taken already.
+    pub(crate) fn add(&mut self, start: u64, len: u64) -> bool {
+        let end = start.saturating_add(len);
+        let (mut first, mut last) = (start, end);
+        if let Some((&before, &run)) = self.0.range(..=start).next_back() {
+            let before_end = before + run;
+            if before_end > start {
+                return false;
+            }
+            if before_end == start {
+                first = before;
+            }
+        }
+        if let Some((&next, &run)) = self.0.range(start..).next() {
+            if next < end {
+                return false;
+            }
+            if next == end {
+                self.0.remove(&next);
+                last = next + run;
+            }
+        }
+        self.0.insert(first, last - first);
+        true
     }
 }

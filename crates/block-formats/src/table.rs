@@ -134,12 +134,6 @@ impl Table {
         }
         Ok(())
     }
-
-    /// Forgets what was read, after somebody else has written the table.
-    pub(crate) fn forget(&self) {
-        let mut pages = self.lock();
-        *pages = Pages::default();
-    }
 }
 
 impl Pages {

@@ -1,10 +1,9 @@
 //! The check of a VDI image: each place is used once, and lies where the header says blocks are.
 
-use std::collections::BTreeMap;
-
 use umbra_block::{CheckReport, Error, Finding, Repair, Result, Task};
 
 use super::{Image, UNALLOCATED, ZERO};
+use crate::common::Runs;
 
 impl Image {
     pub(super) fn check_all(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
@@ -15,8 +14,7 @@ impl Image {
         let limit = u64::from(self.header.blocks_allocated.get());
         let mut report = CheckReport::default();
         let mut found = 0;
-        // Places as runs: start and length. An image that was written in order is one run.
-        let mut used: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut used = Runs::default();
         for block in 0..blocks {
             if block.is_multiple_of(4096) {
                 task.at(block, blocks)?;
@@ -28,7 +26,7 @@ impl Image {
             found += 1;
             if u64::from(place) >= limit {
                 note(&mut report, format!("block {block} is at place {place}, and there are {limit}"));
-            } else if !add(&mut used, place) {
+            } else if !used.add(place.into(), 1) {
                 note(&mut report, format!("block {block} is at place {place}, where another is too"));
             }
         }
@@ -43,25 +41,4 @@ impl Image {
 fn note(report: &mut CheckReport, what: String) {
     report.corruptions += 1;
     report.note(Finding { corruption: true, fixed: false, loses_data: false, what });
-}
-
-/// Adds a place to the runs; false where it is there already.
-fn add(used: &mut BTreeMap<u32, u32>, place: u32) -> bool {
-    let mut start = place;
-    let mut len = 1;
-    if let Some((&before, &run)) = used.range(..=place).next_back() {
-        if place - before < run {
-            return false;
-        }
-        if place - before == run {
-            start = before;
-            len += run;
-        }
-    }
-    if let Some(&run) = used.get(&(place + 1)) {
-        used.remove(&(place + 1));
-        len += run;
-    }
-    used.insert(start, len);
-    true
 }

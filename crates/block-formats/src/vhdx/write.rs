@@ -1,0 +1,213 @@
+//! Writing: new blocks go to the file's end, their entries through the log.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use umbra_block::{
+    BackingRef, Error, FormatWrite, Options, Place, Preallocation, Prepare, Prepared, Result, Storage,
+    StorageExt, StorageId, Task, Token,
+};
+use zerocopy::IntoBytes;
+
+use super::layout::{Guid, HEADERS, Header, MIB};
+use super::log::{self, PAGES_MAX};
+use super::{Image, PRESENT};
+use crate::common::{Unit, absent_run, random_uuid, unsupported};
+
+/// What an image that is written has.
+#[derive(Debug)]
+pub(super) struct Session {
+    state: Mutex<State>,
+    /// Where the next block goes.
+    end: Mutex<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    header: Header,
+    /// Which of the two headers is in use.
+    slot: usize,
+    /// The sequence number of the last entry of the log.
+    sequence: u64,
+    /// Whether the header says that this session writes.
+    begun: bool,
+}
+
+/// A block that waits for its data.
+struct Pending {
+    block: u64,
+    start: u64,
+}
+
+fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    /// Makes a changed header the one in use: it is written to the other place.
+    fn put(&mut self, storage: &Arc<dyn Storage>) -> Result<()> {
+        self.header.sequence = (self.header.sequence.get().wrapping_add(1)).into();
+        self.header = self.header.clone().sealed();
+        self.slot = 1 - self.slot;
+        storage.write_at(HEADERS[self.slot], self.header.as_bytes())?;
+        storage.flush()
+    }
+
+    /// Before the first change: new identities of the file's content, and of the log.
+    fn begin(&mut self, storage: &Arc<dyn Storage>) -> Result<()> {
+        if self.begun {
+            return Ok(());
+        }
+        self.header.file_write = random_uuid()?;
+        self.header.data_write = random_uuid()?;
+        self.header.log = random_uuid()?;
+        self.put(storage)?;
+        self.begun = true;
+        Ok(())
+    }
+}
+
+impl Session {
+    /// Begins with a file whose log is empty.
+    pub(super) fn new(slot: usize, header: Header, file_len: u64) -> Session {
+        let state = State { header, slot, sequence: 0, begun: false };
+        Session { state: Mutex::new(state), end: Mutex::new(file_len.next_multiple_of(MIB)) }
+    }
+}
+
+/// Writes what a log orders into the file, and empties the log.
+pub(super) fn replay(
+    storage: &Arc<dyn Storage>,
+    slot: usize,
+    header: &Header,
+    replay: &log::Replay,
+) -> Result<(usize, Header)> {
+    for (&offset, page) in &replay.pages {
+        storage.write_at(offset, page)?;
+    }
+    if storage.len()? < replay.file_len && !storage.info().fixed_len {
+        storage.set_len(replay.file_len)?;
+    }
+    storage.flush()?;
+    let mut state = State { header: header.clone(), slot, sequence: 0, begun: true };
+    state.header.log = Guid::default();
+    state.put(storage)?;
+    Ok((state.slot, state.header))
+}
+
+impl Image {
+    pub(super) fn flush_all(&self, session: &Session) -> Result<()> {
+        let mut state = hold(&session.state);
+        if self.table.is_changed() {
+            state.begin(self.storage())?;
+            // Blocks whose end was never written are whole all the same.
+            let end = *hold(&session.end);
+            if self.storage().len()? < end && !self.storage().info().fixed_len {
+                self.storage().set_len(end)?;
+            }
+            self.storage().flush()?;
+            let len = self.storage().len()?;
+            let pages = self.table.changed();
+            let room = (state.header.log_len.get() as usize / super::PAGE as usize)
+                .saturating_sub(1)
+                .clamp(1, PAGES_MAX);
+            for batch in pages.chunks(room) {
+                state.sequence += 1;
+                let entry = log::entry(batch, state.sequence, state.header.log, len);
+                self.storage().write_at(state.header.log_offset.get(), &entry)?;
+                self.storage().flush()?;
+                for (offset, page) in batch {
+                    self.storage().write_at(*offset, page)?;
+                }
+                self.storage().flush()?;
+            }
+            self.table.write_back()?;
+        }
+        self.storage().flush()
+    }
+
+    pub(super) fn close_session(&self, session: &Session) -> Result<()> {
+        self.flush_all(session)?;
+        let mut state = hold(&session.state);
+        if state.begun {
+            state.header.log = Guid::default();
+            state.put(self.storage())?;
+            state.begun = false;
+        }
+        Ok(())
+    }
+
+    fn session(&self) -> Result<&Session> {
+        self.session.as_ref().ok_or_else(|| Error::ReadOnly("write".into()))
+    }
+}
+
+impl FormatWrite for Image {
+    fn prepare(&self, offset: u64, len: u64, how: Prepare) -> Result<Option<Prepared>> {
+        let session = self.session()?;
+        if let Prepare::Compressed { .. } = how {
+            return Ok(None);
+        }
+        // Also what is written in place is another content of the file.
+        hold(&session.state).begin(self.storage())?;
+        let unit = self.metadata.block;
+        let block = offset / unit;
+        let within = offset % unit;
+        let len = len.min(unit - within);
+        if let Unit::At(start) = self.look(block)? {
+            let place = Place::plain(StorageId(0), start + within);
+            return Ok(Some(Prepared { len, place, before: 0, after: 0, token: None }));
+        }
+        if how == Prepare::InPlace {
+            return Ok(None);
+        }
+        let start = {
+            let mut end = hold(&session.end);
+            let start = *end;
+            let next = start.checked_add(unit).filter(|next| *next <= i64::MAX as u64);
+            *end = next.ok_or_else(|| Error::Refused("the image is as large as a file can be".into()))?;
+            start
+        };
+        // What lies behind the end of a file reads as zeroes, and so does a block that is put there; a device has
+        // anything there.
+        let rest = unit - within - len;
+        let (before, after) = if self.storage().info().fixed_len { (within, rest) } else { (0, 0) };
+        Ok(Some(Prepared {
+            len,
+            place: Place::plain(StorageId(0), start + within),
+            before,
+            after,
+            token: Some(Box::new(Pending { block, start })),
+        }))
+    }
+
+    fn commit(&self, token: Token) -> Result<()> {
+        let pending = token.downcast::<Pending>().map_err(|_| Error::corrupt("a token of another format"))?;
+        self.table.set(self.index(pending.block), (pending.start | PRESENT).to_le_bytes())?;
+        if self.table.is_full() { self.flush_all(self.session()?) } else { Ok(()) }
+    }
+
+    fn abort(&self, token: Token) {
+        // The place stays unused: what was written to it must not become another block's.
+        drop(token);
+    }
+
+    fn zero(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64> {
+        absent_run(offset, len, self.metadata.block, |block| self.look(block))
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn resize(&self, _size: u64, _preallocation: Preallocation, _task: &Task<'_>) -> Result<()> {
+        unsupported("Image format driver does not support resize")
+    }
+
+    fn set_backing(&self, _backing: Option<&BackingRef>) -> Result<()> {
+        unsupported("the parent of a VHDX image cannot be changed")
+    }
+
+    fn amend(&self, _options: &Options, _task: &Task<'_>) -> Result<()> {
+        unsupported("Format driver 'vhdx' does not support option amendment")
+    }
+}

@@ -1,0 +1,44 @@
+//! The check of a VMDK image: every grain lies in its file.
+
+use umbra_block::{CheckReport, Error, Finding, Repair, Result, Task};
+
+use super::sparse::Entry;
+use super::{Image, Part};
+
+impl Image {
+    pub(super) fn check_all(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
+        if repair != Repair::None {
+            return Err(Error::Unsupported("mending a VMDK image; convert it to another format".into()));
+        }
+        let mut report = CheckReport::default();
+        for extent in &self.extents {
+            let Part::Sparse(_, sparse) = &extent.part else { continue };
+            let len = sparse.storage.len()?;
+            let grains = extent.len.div_ceil(sparse.grain);
+            let mut grain = 0;
+            while grain < grains {
+                task.at(extent.start + grain * sparse.grain, self.size)?;
+                // Tables that are not there are passed over as a whole.
+                if sparse.grains.get(grain)?.is_none() {
+                    grain = (grain + 1).next_multiple_of(super::sparse::ENTRIES);
+                    continue;
+                }
+                if let Entry::At(at) = sparse.look(grain)?
+                    && at >= len
+                {
+                    let offset = extent.start + grain * sparse.grain;
+                    report.corruptions += 1;
+                    report.note(Finding {
+                        corruption: true,
+                        fixed: false,
+                        loses_data: false,
+                        what: format!("the grain at {offset} lies behind the end of '{}'", extent.file),
+                    });
+                }
+                grain += 1;
+            }
+        }
+        task.at(self.size, self.size)?;
+        Ok(report)
+    }
+}
