@@ -22,6 +22,8 @@ mod registry;
 mod task;
 
 #[cfg(test)]
+mod interchange_test;
+#[cfg(test)]
 mod model_test;
 #[cfg(test)]
 mod test_help;

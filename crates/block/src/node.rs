@@ -192,7 +192,8 @@ impl Environment {
         Self { registry, opener: Arc::new(HostFiles), secrets: Secrets::default() }
     }
 
-    /// Opens a file that the image of `spec` names, if policy allows it. `name` is relative to the image.
+    /// Opens a file that the image of `spec` names, if policy allows it. `name` is relative to the image, but for data
+    /// files.
     ///
     /// # Errors
     /// [`Error::ReferenceRefused`], or [`Error::Reference`] with the reason.
@@ -210,7 +211,11 @@ impl Environment {
                 role: role.role(),
             });
         }
-        let file = FileSpec::file(resolve(&spec.file.name, name));
+        // As QEMU: a data file's name is relative to where the program runs, all others' to the image.
+        let file = match role {
+            Referenced::Data => FileSpec::file(name),
+            Referenced::Backing | Referenced::Extent => FileSpec::file(resolve(&spec.file.name, name)),
+        };
         let how = FileStorageSpec { access, direct: spec.direct, lock: spec.lock };
         self.opener.open(&file, &how).map_err(|error| Error::Reference {
             role: role.role(),

@@ -62,7 +62,7 @@ impl Node {
             }
             Mapping::Zero(place) => {
                 status.zero = true;
-                if let Some(place) = place {
+                if let Some(place) = place.filter(|place| place.sector.is_none()) {
                     status.offset = Some((place.offset, self.storage(place.storage)?.info().name));
                 }
             }
@@ -85,8 +85,8 @@ impl Node {
         let Some(backing) = self.backing() else { return Ok(nowhere) };
         let have = backing.format.geometry().size.saturating_sub(offset).min(len);
         if have == 0 {
-            // Behind the end of the backing node: this node's own zeroes.
-            return Ok(BlockStatus { present: true, ..nowhere });
+            // Behind the end of the backing node.
+            return Ok(nowhere);
         }
         let status = backing.block_status(offset, have)?;
         Ok(BlockStatus { depth: status.depth + 1, ..status })

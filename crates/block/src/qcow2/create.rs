@@ -7,7 +7,6 @@ use super::header::{
     BITMAPS_VALID, COMPRESSION, Crypt, DATA_FILE, DATA_FILE_RAW, EXTENDED_L2, Header, LAZY_REFCOUNTS, MAGIC,
 };
 use super::meta::Meta;
-use crate::node::resolve;
 use crate::{
     Codec, CreateOptions, Environment, Error, FileSpec, Format, FormatDriver, OpenRequest, OptionKind,
     OptionSpec, Options, Preallocation, Result, Storage, Task,
@@ -263,7 +262,6 @@ fn take_encryption(options: &mut Options) -> Result<Option<Options>> {
 /// Writes an empty image.
 fn create(
     storage: Arc<dyn Storage>,
-    name: &str,
     create: &CreateOptions,
     environment: &Environment,
     task: &Task<'_>,
@@ -289,7 +287,7 @@ fn create(
     let mut header = plan.header(create);
     header.size = size;
     let data = match &plan.data_file {
-        Some(file) => Some(environment.opener.create(&FileSpec::file(resolve(name, file)))?),
+        Some(file) => Some(environment.opener.create(&FileSpec::file(file))?),
         None => None,
     };
     if let Some(data) = data.as_ref().filter(|_| plan.data_file_raw) {
@@ -391,12 +389,12 @@ impl FormatDriver for Qcow2Driver {
     fn create(
         &self,
         storage: Arc<dyn Storage>,
-        name: &str,
+        _name: &str,
         options: &CreateOptions,
         environment: &Environment,
         task: &Task<'_>,
     ) -> Result<()> {
-        create(storage, name, options, environment, task)
+        create(storage, options, environment, task)
     }
 
     fn measure(&self, options: &CreateOptions, data: u64) -> Result<Option<(u64, u64)>> {
