@@ -212,6 +212,12 @@ impl Cache {
         })
     }
 
+    /// Bytes of blocks, and how many there may ever be.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (8 * self.used, 8 * self.arena.len())
+    }
+
     /// Forgets all blocks.
     pub(crate) fn clear(&mut self) {
         self.used = BLOCK_WORDS_MAX;

@@ -167,6 +167,12 @@ impl Area {
         self.write(offset, &code);
     }
 
+    /// Bytes of code, and how many there may be.
+    #[cfg(test)]
+    pub fn held(&self) -> (usize, usize) {
+        (self.used, self.memory.kind.slot_size())
+    }
+
     /// Writes over code.
     #[cfg(test)]
     pub fn overwrite(&self, offset: usize, code: &[u8]) {

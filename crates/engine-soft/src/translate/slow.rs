@@ -30,7 +30,9 @@ impl Cpu {
         let site = self.translator.sites[number];
         self.rip = self.fast.page | u64::from(site.offset);
         match site.kind {
-            Kind::Access { write } if self.fill(tag, entry, write) => return self.translator.address(site.at),
+            Kind::Access { write } if self.fill(tag, entry, write) => {
+                return self.translator.address(site.at);
+            }
             Kind::Vector(bit) => match self.wanted_vectors(bit) {
                 Ok(live) => {
                     self.fast.wanted = live;

@@ -113,7 +113,7 @@ impl Guest {
         self.put(0x1010, 0x00cf_9300_0000_ffff, 8);
     }
 
-    fn enter(&mut self) {
+    pub fn enter(&mut self) {
         let cpu = &mut *self.cpu;
         cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::WP | Cr0::NE | Cr0::ET;
         cpu.cr4 = Cr4::PAE | Cr4::OSFXSR;

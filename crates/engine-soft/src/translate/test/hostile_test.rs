@@ -274,14 +274,14 @@ impl Drop for Canary {
 
 /// What code it runs.
 #[derive(Debug, Clone, Copy)]
-struct Mode {
-    bits: u32,
-    user: bool,
+pub(super) struct Mode {
+    pub bits: u32,
+    pub user: bool,
 }
 
 /// One guest, and what it may not touch.
-struct Prisoner {
-    guest: Guest,
+pub(super) struct Prisoner {
+    pub guest: Guest,
     ram: *mut u8,
     canaries: Vec<Canary>,
     /// As it starts.
@@ -297,7 +297,7 @@ fn neighbours() -> Vec<Box<[u8]>> {
 }
 
 impl Prisoner {
-    fn new(after: u32, mode: Mode) -> Self {
+    pub(super) fn new(after: u32, mode: Mode) -> Self {
         let before = neighbours();
         let region = Region::map(0, RAM, RegionKind::Ram, Backing::memfd(c"guest", RAM).unwrap()).unwrap();
         let ram = region.host();
@@ -322,7 +322,7 @@ impl Prisoner {
         Self { guest, ram, canaries, segments, neighbours: [before, neighbours()] }
     }
 
-    fn check(&self) {
+    pub(super) fn check(&self) {
         self.canaries.iter().for_each(Canary::check);
         let all = self.neighbours.iter().flatten();
         assert!(all.flat_map(|b| b.iter()).all(|b| *b == PATTERN), "a neighbour was touched");

@@ -181,7 +181,7 @@ fn faults_in_the_middle_of_a_block_are_the_same() {
 fn page_tables_that_a_block_writes_and_uses_are_as_the_walk_left_them() {
     use crate::exec::test::guest::TABLES;
     let mut guest = compared();
-    let entry = TABLES + 3 * 0x1000 + (DATA + 0x1000 >> 12) * 8;
+    let entry = TABLES + 3 * 0x1000 + ((DATA + 0x1000) >> 12) * 8;
     guest.cpu.gpr[RSI] = entry;
     guest.cpu.gpr[RDX] = (DATA + 0x1000) | 3;
     // mov [rsi],rdx; mov [rdi+0x1000],rax: the walk for the second sets bits in what the first wrote

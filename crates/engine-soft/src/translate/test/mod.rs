@@ -1,6 +1,7 @@
 //! Translations of small programs: what they look like, that they are confined, that they do what the interpreter does.
 
 mod address_test;
+mod bad_input_test;
 mod change_test;
 mod golden_test;
 mod hostile_test;
