@@ -112,6 +112,18 @@ fn counters_are_differences_of_whatever_numbers_there_are() {
 }
 
 #[test]
+fn times_of_a_profile_are_told_apart_from_counters() {
+    let before = json!({"vcpus": [{"microseconds of translated code": 1_000_000, "exits": 1}]});
+    let after = json!({"vcpus": [{
+        "microseconds of translated code": 4_000_000, "microseconds of helper cpuid": 1_000_000, "exits": 2
+    }]});
+    let profile = Profile::between("xz", 5.0, &before, &after);
+    let times: Vec<_> = profile.times.iter().map(|t| (t.what.as_str(), t.seconds, t.share)).collect();
+    assert_eq!(times, [("translated code", 3.0, 0.75), ("helper cpuid", 1.0, 0.25)]);
+    assert_eq!(profile.counters.len(), 1);
+}
+
+#[test]
 fn the_script_knows_every_row() {
     let script = include_str!("../../init/cpu/rows.sh");
     for row in ROWS.iter().filter(|row| row.name != BOOT) {

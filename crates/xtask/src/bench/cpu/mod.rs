@@ -73,7 +73,7 @@ pub struct CpuOptions {
     /// Seconds until a row has failed
     #[arg(long, default_value_t = 300)]
     pub limit: u64,
-    /// Instead of comparing: run this row once under Umbra and print what its counters rose by
+    /// Instead of comparing: run this row once under Umbra and print where its time went
     #[arg(long, value_name = "ROW")]
     pub profile: Option<String>,
 }
@@ -234,7 +234,10 @@ impl<'a> Bench<'a> {
             memory_mib: self.options.memory,
         };
         let runtime = self._scratch[1].path();
-        let command = vmm.command(&guest(&image.initrd, ""), runtime, name)?;
+        let mut command = vmm.command(&guest(&image.initrd, ""), runtime, name)?;
+        if vmm.is_umbra() && self.options.profile.is_some() {
+            command.arg("--profile");
+        }
         let boot =
             vmm.command(&guest(&kernel.initrd, "umbra.task=idle"), runtime, &format!("{name}-boot"))?;
         let boot = Some(pinned(&boot, &self.options.pin));
@@ -300,7 +303,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Runs a row between two looks at the machine's counters.
+/// Runs a row between two looks at what the machine counts.
 fn profiled(
     place: &mut Place,
     row: &Row,

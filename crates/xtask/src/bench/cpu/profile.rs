@@ -1,6 +1,7 @@
-//! Where Umbra's time goes: what the machine's counters rose by during a row.
+//! Where Umbra's time goes during a row.
 //!
-//! It knows no counter by name: every number of `GET /v1/stats` is shown that has changed.
+//! A machine that runs with `--profile` counts the time of its processors by what they did; besides, every other number of `GET /v1/stats`
+//! is shown that has changed.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -17,6 +18,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Longer answers are none.
 const ANSWER_MAX: u64 = 1 << 20;
 
+/// What the names of counters of time begin with.
+const TIME: &str = "microseconds of ";
+
+/// Where time went.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Time {
+    /// What the processors did, such as `translated code` or `helper iretq`.
+    pub what: String,
+    /// For how long.
+    pub seconds: f64,
+    /// Which part of all their time that is.
+    pub share: f64,
+}
+
 /// What a counter rose by.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Counter {
@@ -28,14 +43,16 @@ pub struct Counter {
     pub a_second: f64,
 }
 
-/// The counters over one row.
+/// Times and counters over one row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Profile {
     /// The row.
     pub row: String,
     /// How long it took.
     pub seconds: f64,
-    /// What changed meanwhile, by name.
+    /// Where the processors' time went; what took most first. What waits takes none.
+    pub times: Vec<Time>,
+    /// What else changed meanwhile, by name.
     pub counters: Vec<Counter>,
 }
 
@@ -49,17 +66,35 @@ impl Profile {
             let count = value - first.get(&name).copied().unwrap_or(0.0);
             (count != 0.0).then(|| Counter { name, count, a_second: count / seconds })
         };
-        let counters = last.into_iter().filter_map(counter).collect();
-        Profile { row: row.into(), seconds, counters }
+        let changed: Vec<Counter> = last.into_iter().filter_map(counter).collect();
+        let (times, counters): (Vec<_>, Vec<_>) =
+            changed.into_iter().partition(|one| one.name.contains(TIME));
+        Profile { row: row.into(), seconds, times: shares(&times), counters }
     }
 
     /// Prints one line a counter.
     pub(super) fn print(&self) {
         println!("profile of {} under umbra: {:.3} s", self.row, self.seconds);
+        for Time { what, seconds, share } in &self.times {
+            println!("  {what:40} {seconds:>14.3} s {:>8.2} %", 100.0 * share);
+        }
+        println!("counters");
         for counter in &self.counters {
             println!("  {:40} {:>16.0} {:>16.0} a second", counter.name, counter.count, counter.a_second);
         }
     }
+}
+
+/// Counters of time, by what they are of.
+fn shares(counters: &[Counter]) -> Vec<Time> {
+    let all: f64 = counters.iter().map(|one| one.count).sum();
+    let time = |one: &Counter| {
+        let what = one.name.split_once(TIME).map_or(one.name.as_str(), |(_, what)| what).into();
+        Time { what, seconds: one.count / 1e6, share: one.count / all }
+    };
+    let mut times: Vec<Time> = counters.iter().map(time).collect();
+    times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    times
 }
 
 /// All numbers of a JSON value, by their place in it.

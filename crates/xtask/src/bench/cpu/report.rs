@@ -49,7 +49,7 @@ pub struct CpuReport {
     pub rows: Vec<RowTimes>,
     /// One entry a class with more than no row.
     pub classes: Vec<ClassMeans>,
-    /// Counters of a row, where they were asked for.
+    /// Where the time of a row went, where that was asked for.
     pub profile: Option<Profile>,
     /// What went wrong: rows that failed, results that differ, clocks that are off.
     pub failures: Vec<String>,
