@@ -118,7 +118,7 @@ impl Features {
             options,
             size: ((20 + rng.below(40)) << bits).min(24 << 20) / 512 * 512,
             depth,
-            snapshots: !data_file && order > 1,
+            snapshots: !data_file && order > 3,
             compress: !data_file && !encrypted,
             encrypted,
             version,
@@ -467,7 +467,7 @@ fn qemu_image_for_us(seed: u64) {
         let command = match rng.below(6) {
             0 => format!("write -z {at} {len}"),
             1 => format!("write -z -u {at} {len}"),
-            2 => format!("discard {at} {len}"),
+            2 if features.version == 3 || features.depth == 0 => format!("discard {at} {len}"),
             3 if features.compress => {
                 let cluster: u64 = features.options.iter().find(|o| o.0 == "cluster_size").unwrap().1.parse().unwrap();
                 let start = at / cluster * cluster;

@@ -26,6 +26,8 @@ mod interchange_test;
 #[cfg(test)]
 mod model_test;
 #[cfg(test)]
+mod power_test;
+#[cfg(test)]
 mod test_help;
 
 pub use check::{CheckReport, Finding, Repair};
@@ -37,7 +39,7 @@ pub use format::{
 };
 pub use info::{ImageInfo, InfoValue};
 pub use io::{
-    Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Run, Storage, StorageExt,
+    Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder, RecordingStorage, Run, Storage, StorageExt,
     StorageInfo,
 };
 pub use luks::LuksDriver;

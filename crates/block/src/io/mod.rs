@@ -7,6 +7,7 @@ mod buf;
 mod file;
 mod lock;
 mod memory;
+mod recording;
 
 use std::fmt;
 
@@ -14,6 +15,7 @@ pub use buf::{IoBuf, IoSrc, slice_bufs, slice_srcs};
 pub use file::{FileStorage, FileStorageSpec};
 pub use lock::LockMode;
 pub use memory::MemoryStorage;
+pub use recording::{Recorder, RecordingStorage};
 
 use crate::Result;
 

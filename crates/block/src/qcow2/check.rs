@@ -108,13 +108,14 @@ impl Meta {
                 let order = self.header.refcount_order;
                 self.rebuild_refcounts(order, task)?;
             }
-            if bad_copied || walk.report.corruptions_fixed > 0 {
-                self.lazy = false;
-                self.flush()?;
-                self.refresh_copied()?;
-            }
         }
         if repair != Repair::None {
+            if bad_copied || walk.report.corruptions_fixed + walk.report.leaks_fixed > 0 {
+                let lazy = std::mem::take(&mut self.lazy);
+                self.flush()?;
+                self.refresh_copied()?;
+                self.lazy = lazy;
+            }
             let lazy = std::mem::take(&mut self.lazy);
             self.flush()?;
             self.flush()?;
@@ -449,53 +450,58 @@ impl Meta {
         Ok(())
     }
 
-    /// Whether every mark of a sole owner is right.
+    /// Whether the marks of sole owners agree with the refcounts; whether one does not. A mark that should not be is
+    /// dangerous: data of others would be written. One that is missing costs a copy, so it counts as a leak; a loss of
+    /// power leaves such when a snapshot is deleted.
     fn check_copied(&mut self, walk: &mut Walk<'_>) -> Result<bool> {
-        let mut wrong = 0u64;
+        let (mut wrong, mut missing) = (0u64, 0u64);
         let bits = self.layout.cluster_bits;
-        let count = |walk: &Walk<'_>, offset: u64| walk.counts.get(offset >> bits);
         for index in 0..self.l1.len() as u64 {
             let entry = self.l1[index as usize];
             let table = entry & OFFSET_MASK;
             if table == 0 || self.layout.in_cluster(table) != 0 || (table >> bits) >= walk.limit {
                 continue;
             }
-            if (count(walk, table) == 1) != (entry & COPIED != 0) {
-                wrong += 1;
-                self.note_copied(walk, format!("ERROR OFLAG_COPIED L2 cluster: L1 entry {index}"));
+            let mut marks = vec![(table, entry & COPIED != 0, u64::MAX)];
+            if !self.layout.data_file {
+                let limit = walk.limit;
+                self.for_entries(table, |layout, index, entry| {
+                    if let Ok(Some(host)) = entry.host(layout)
+                        && (host >> bits) < limit
+                    {
+                        marks.push((host, entry.copied(), index));
+                    }
+                    Ok(())
+                })?;
             }
-            if self.layout.data_file {
-                continue;
-            }
-            let mut found = Vec::new();
-            self.for_entries(table, |layout, index, entry| {
-                if let Ok(Some(host)) = entry.host(layout)
-                    && (count(walk, host) == 1) != entry.copied()
-                    && (host >> bits) < walk.limit
-                {
-                    found.push(index);
+            for (host, marked, place) in marks {
+                // A block that is damaged says nothing. A count that is too high is a leak, which is told already.
+                let owners = walk.counts.get(host >> bits);
+                let count = if walk.bad_blocks { owners } else { self.refcount(host >> bits)? };
+                if (owners == 1) == marked || !marked && count != 1 {
+                    continue;
                 }
-                Ok(())
-            })?;
-            wrong += found.len() as u64;
-            for entry in found {
-                self.note_copied(
-                    walk,
-                    format!("ERROR OFLAG_COPIED data cluster: L1 entry {index}, L2 entry {entry}"),
-                );
+                wrong += u64::from(marked);
+                missing += u64::from(!marked);
+                let what = if place == u64::MAX {
+                    format!("OFLAG_COPIED L2 cluster: L1 entry {index}, refcount={count}")
+                } else {
+                    format!("OFLAG_COPIED data cluster: L1 entry {index}, L2 entry {place}, refcount={count}")
+                };
+                let word = if marked { "ERROR" } else { "Missing" };
+                let fixed = walk.repair == Repair::All || !marked && walk.repair == Repair::Leaks;
+                walk.report.note(Finding {
+                    corruption: marked,
+                    fixed,
+                    loses_data: false,
+                    what: format!("{word} {what}"),
+                });
             }
         }
-        if walk.repair == Repair::All {
-            walk.report.corruptions_fixed += wrong;
-        } else {
-            walk.report.corruptions += wrong;
-        }
-        Ok(wrong > 0)
-    }
-
-    fn note_copied(&self, walk: &mut Walk<'_>, what: String) {
-        let fixed = walk.repair == Repair::All;
-        walk.report.note(Finding { corruption: true, fixed, loses_data: false, what });
+        let (fix_leaks, fix_all) = (walk.repair != Repair::None, walk.repair == Repair::All);
+        *(if fix_all { &mut walk.report.corruptions_fixed } else { &mut walk.report.corruptions }) += wrong;
+        *(if fix_leaks { &mut walk.report.leaks_fixed } else { &mut walk.report.leaks }) += missing;
+        Ok(wrong + missing > 0)
     }
 
     /// Counts everything into new refcount blocks of the given width, and points the header to them.
