@@ -20,9 +20,14 @@ pub fn program() -> PathBuf {
         .map_or_else(|| cache::target_folder().join("release/umbra"), PathBuf::from)
 }
 
+/// Whether the program is the one of this tree.
+pub fn is_ours() -> bool {
+    std::env::var_os("UMBRA_PROGRAM").is_none()
+}
+
 /// Builds the release program, unless `UMBRA_PROGRAM` names another, and says where it is.
 pub fn build() -> Result<PathBuf> {
-    if std::env::var_os("UMBRA_PROGRAM").is_none() {
+    if is_ours() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
             .args(["build", "-q", "--release", "-p", "umbra"])

@@ -13,7 +13,7 @@ const DOCUMENT: &str = "docs/soak.md";
 const HEADER: &str = "# Real systems under the software engine
 
 The latest run of each case of `cargo xtask soak`, which writes this table (`cargo xtask soak --list` tells the cases, `cargo xtask soak NAME`
-runs one). A run that was asked to be shorter than usual is not written down. A commit with `+` had changes on top.
+runs one). A run that was asked to be shorter than usual, or of another program than this tree's, is not written down. A commit with `+` had changes on top.
 
 - stress: `stress-ng --cpu 2 --vm 2 --fork 2 --switch 2 --mmap 2 --verify` for ten minutes: no worker failed or was skipped.
 - gcc, node, java, i386: a compiler and what it made, a JIT, a JVM, and 32-bit programs, which must write what they write on any processor.
@@ -42,7 +42,7 @@ impl Row {
             Ok(outcome) => {
                 (format!("{:.1}", outcome.took.as_secs_f64() / 60.0), format!("passed: {}", outcome.told))
             }
-            Err(error) => ("-".to_owned(), format!("FAILED: {error}")),
+            Err(error) => ("-".to_owned(), format!("FAILED: {error:#}")),
         };
         let date = said("date", &["-u", "+%F"])?;
         Ok(Row { name: case.name(), what: case.describe(), date, commit: commit()?, minutes, result })

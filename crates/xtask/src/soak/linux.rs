@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::Outcome;
 use super::cases::{Case, Length, Program};
@@ -73,7 +73,8 @@ pub(super) fn run(
     guest.expect(&format!("soak: begin {name} processors {cpus}"), BOOT_LIMIT)?;
     guest.expect("soak: end ", limit(case.program, length))?;
     guest.finish_with(0, END_LIMIT)?;
-    judge(case.program, length, &guest.lines).with_context(|| format!("its lines:{}", said(&guest.lines)))?;
+    judge(case.program, length, &guest.lines)
+        .map_err(|error| anyhow!("{error:#}; its lines:{}", said(&guest.lines)))?;
     let took = guest.lines.last().map_or(Duration::ZERO, |line| line.at);
     Ok(Outcome { took, told: share(&guest.lines) })
 }

@@ -32,7 +32,7 @@ pub struct SoakOptions {
     /// Only tell the names
     #[arg(long)]
     pub list: bool,
-    /// Minutes for each case that can choose; what runs shorter than usual is not written down
+    /// Minutes for each case that can choose; a run shorter than usual is not written down
     #[arg(long, default_value_t = cases::MINUTES, value_parser = clap::value_parser!(u64).range(1..=1440))]
     pub minutes: u64,
 }
@@ -74,7 +74,8 @@ pub fn run(options: &SoakOptions) -> Result<bool> {
                 failed.push(case.name());
             }
         }
-        if case.program != Program::Stress || options.minutes >= cases::MINUTES {
+        let is_whole = case.program != Program::Stress || options.minutes >= cases::MINUTES;
+        if is_whole && umbra::is_ours() {
             document::record(&cache::workspace(), &Row::of(&case, &result)?)?;
         }
     }
