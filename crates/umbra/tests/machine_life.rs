@@ -402,3 +402,17 @@ fn the_control_socket_speaks_http_and_survives_what_does_not() {
     vm.send(b"p");
     assert_eq!(vm.end().status.code(), Some(0));
 }
+
+#[test]
+fn counters_and_a_profile_are_told_at_the_end() {
+    let home = Home::new();
+    if accel() != "soft" {
+        return home.refuse_kernel(&console(), &["--profile"], &["give --accel soft"]);
+    }
+    let mut vm = home.start_kernel(&console(), "web", &["--stats", "--profile"]);
+    vm.says("ready");
+    vm.send(b"p");
+    let said = text(&vm.end().stderr);
+    assert!(said.contains("% of instructions ran as translated code"), "{said}");
+    assert!(said.contains(" s of the processors' time, of which"), "{said}");
+}
