@@ -130,6 +130,9 @@ impl Cpu {
         if self.fast.epoch != self.cache.epoch {
             self.fast.epoch = self.cache.epoch;
             self.translator.clear();
+            if let Some(lockstep) = &mut self.lockstep {
+                lockstep.clear();
+            }
             self.counters.add(count::CODE_CACHE_CLEARED, 1);
         }
     }

@@ -45,9 +45,12 @@ use crate::cpu::{Cpu, VectorState};
 use crate::decode::Block;
 use crate::exec::Exit;
 use crate::fault::Fault;
+use crate::mmu::Tlb;
 
 /// How often a block is compared if all its runs are.
 const ALWAYS: u32 = u32::MAX;
+/// TLB entries that are remembered while nothing is compared.
+const GRANTED_MAX: usize = 1 << 12;
 
 /// What the environment asks for: 1 for every run of every block, more for so many runs of each.
 pub(crate) fn asked() -> Option<u32> {
@@ -140,6 +143,18 @@ impl Lockstep {
         }
     }
 
+    /// Lets no TLB entry allow writes.
+    fn withdraw(&mut self, tlb: &mut Tlb) {
+        for index in self.granted.drain(..) {
+            tlb.entries[index].write = 0;
+        }
+    }
+
+    /// Forgets what is known of translations, which have been forgotten.
+    pub(super) fn clear(&mut self) {
+        self.lengths.clear();
+    }
+
     /// Where a page walk notes the entries that it changes.
     pub(crate) fn walked(&self) -> Option<&Walked> {
         self.open.then_some(&self.walked)
@@ -203,6 +218,9 @@ impl Cpu {
         lockstep.comparing = block.heat < lockstep.runs;
         if !lockstep.comparing {
             lockstep.stale = 0;
+            if lockstep.granted.len() > GRANTED_MAX {
+                lockstep.withdraw(&mut self.tlb);
+            }
             return self.run_translation(code);
         }
         block.heat = block.heat.saturating_add(1);
@@ -223,9 +241,7 @@ impl Cpu {
     /// A segment begins at RIP.
     fn begin_segment(&mut self, goes_on: bool) {
         let Some(mut lockstep) = self.lockstep.take() else { return };
-        for index in lockstep.granted.drain(..) {
-            self.tlb.entries[index].write = 0;
-        }
+        lockstep.withdraw(&mut self.tlb);
         lockstep.pages.clear();
         lockstep.walked.clear();
         lockstep.start = Snapshot::of(self);

@@ -201,3 +201,15 @@ fn so_many_runs_are_compared_as_are_asked_for() {
     let compared = runs(&guest);
     assert!((5..=10).contains(&compared), "{compared}");
 }
+
+#[test]
+fn machines_of_one_processor_only() {
+    use umbra_device::Clock;
+    use umbra_engine::{Engine, EngineError, VmSpec};
+    let engine = crate::SoftEngine::new().unwrap().in_lockstep(1);
+    let machine = |vcpus_max| {
+        engine.create_vm(VmSpec { memory: crate::fixture::memory(1 << 20), clock: Clock::new(), vcpus_max })
+    };
+    assert!(machine(1).is_ok());
+    assert!(matches!(machine(2), Err(EngineError::Unavailable(why)) if why.contains("--cpus 1")));
+}
