@@ -124,6 +124,24 @@ fn flags_that_a_later_block_needs_are_followed_to_it() {
 }
 
 #[test]
+fn flags_that_the_interpreter_reads_are_found() {
+    // cmp rax,rbx; becomes cmp rbx,rax. adc [0x800000],eax, which the interpreter does, because a device is there
+    assert_eq!(DEVICE, 0x80_0000);
+    let report = planted("4839d811042500008000", |i, bytes| {
+        let found = i.mnemonic() == M::Cmp && i.op0_register() == Register::RAX;
+        if found {
+            bytes[2] = 0xc3;
+        }
+        found
+    });
+    assert!(
+        report.contains("adc [800000h],eax at")
+            && report.contains("reads flags that the translation did not keep"),
+        "{report}"
+    );
+}
+
+#[test]
 fn wrong_vector_state_is_found() {
     // addps xmm0,xmm1; becomes mulps
     let report = planted("660f6ec80f58c1", |i, bytes| {
