@@ -6,6 +6,7 @@ mod board;
 mod input;
 mod record;
 
+pub mod disk;
 pub mod guest;
 
 pub use board::Board;

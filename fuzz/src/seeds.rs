@@ -3,9 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::path::Path;
+use std::sync::Arc;
 // The coverage counters that this program is built with as well want the fuzzer's runtime.
 use libfuzzer_sys as _;
-use umbra_fuzz::{Input, guest};
+use umbra_block::{
+    Access, CreateOptions, Disk, FileSpec, FileStorageSpec, MemoryStorage, SnapshotInfo, Storage, StorageExt,
+    Task,
+};
+use umbra_fuzz::{Input, disk, guest};
 use umbra_machine::{CpuModel, Machine, MachineSpec};
 use umbra_state::{ChunkKind, ContainerWriter, Field, Record, Saved};
 
@@ -207,6 +212,47 @@ fn steps(seeds: &Seeds<'_>) {
     }
 }
 
+/// Small images of each kind, with data, zeroes, compressed clusters, snapshots and a bitmap in them.
+fn images(seeds: &Seeds<'_>) {
+    let environment = disk::environment(&[]);
+    let driver = environment.registry.get("qcow2").expect("it is there").clone();
+    for (name, options) in [
+        ("plain", &[("cluster_size", "512")][..]),
+        ("v2", &[("cluster_size", "512"), ("compat", "0.10")]),
+        ("bits", &[("cluster_size", "512"), ("refcount_bits", "1"), ("lazy_refcounts", "on")]),
+        ("zstd", &[("cluster_size", "512"), ("compression_type", "zstd"), ("refcount_bits", "64")]),
+        ("extended", &[("cluster_size", "16k"), ("extended_l2", "on")]),
+    ] {
+        let storage = Arc::new(MemoryStorage::new(name));
+        let create = CreateOptions {
+            size: 40 << 10,
+            options: options.iter().copied().collect(),
+            ..CreateOptions::default()
+        };
+        driver.create(storage.clone(), name, &create, &environment, &Task::quiet()).expect("an image");
+        let bytes = |storage: &MemoryStorage| storage.read_vec(0, storage.len().expect("memory") as usize);
+        let environment = disk::environment(&bytes(&storage).expect("memory"));
+        let image = Disk::open(&environment, &disk::spec(false).writable()).expect("it opens");
+        let unit = image.geometry().unit;
+        image.write(700, &[1; 900]).expect("a write");
+        image.write_zeroes(4096, 1024, true).expect("zeroes");
+        image.write_compressed(unit, &vec![3; unit as usize]).expect("a compressed write");
+        let info = SnapshotInfo { name: "s".into(), ..SnapshotInfo::default() };
+        // Refcounts of one bit allow none.
+        let _ = image.snapshot_create(&info);
+        image.write(0, &[2; 512]).expect("a write");
+        let _ = image
+            .drained(|node| node.format().bitmaps().map_or(Ok(()), |bitmaps| bitmaps.add("b", 512, true)));
+        image.close().expect("closing");
+        let file = environment.opener.open(&FileSpec::file("image"), &FileStorageSpec::new(Access::Read));
+        let file = file.expect("it is there");
+        let bytes = file.read_vec(0, file.len().expect("memory") as usize).expect("memory");
+        seeds.put("qcow2_open", name, &[&bytes]);
+        let steps: Vec<u8> = (0..24u8).flat_map(|step| [step, 0, step * 8, 0, 0, step]).collect();
+        seeds.put("qcow2_rw", name, &[&steps, &bytes]);
+    }
+}
+
 fn main() {
     let Some(folder) = std::env::args_os().nth(1) else {
         eprintln!("seeds: give the folder of the corpora");
@@ -219,4 +265,5 @@ fn main() {
     http(&seeds);
     code(&seeds);
     steps(&seeds);
+    images(&seeds);
 }

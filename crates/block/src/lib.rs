@@ -39,8 +39,8 @@ pub use format::{
 };
 pub use info::{ImageInfo, InfoValue};
 pub use io::{
-    Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder, RecordingStorage, Run, Storage, StorageExt,
-    StorageInfo,
+    Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder, RecordingStorage,
+    Run, Storage, StorageExt, StorageInfo,
 };
 pub use luks::LuksDriver;
 pub use node::{

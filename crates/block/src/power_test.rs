@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::test_help::{MemoryFiles, Rng, env, open};
 use crate::{
-    CreateOptions, Disk, Environment, FileSpec, MemoryStorage, NodeSpec, Options, Preallocation, Recorder, Registry,
-    Repair, SnapshotInfo, SnapshotTarget, Storage, StorageExt, Task,
+    CreateOptions, Disk, Environment, FileSpec, MemoryStorage, NodeSpec, Options, Preallocation, Recorder,
+    Registry, Repair, SnapshotInfo, SnapshotTarget, Storage, StorageExt, Task,
 };
 
 const SECTOR: usize = 512;
@@ -53,7 +53,10 @@ fn record(env: &mut Environment, names: &[&'static str]) -> Recorder {
     let recorder = Recorder::new();
     let files = MemoryFiles::default();
     for name in names {
-        let old = env.opener.open(&FileSpec::file(*name), &crate::FileStorageSpec::new(crate::Access::Read)).unwrap();
+        let old = env
+            .opener
+            .open(&FileSpec::file(*name), &crate::FileStorageSpec::new(crate::Access::Read))
+            .unwrap();
         let bytes = old.read_vec(0, old.len().unwrap() as usize).unwrap();
         files.0.lock().unwrap().insert((*name).to_owned(), recorder.storage(name, &bytes));
     }
@@ -83,7 +86,13 @@ fn act(options: &[(&'static str, &'static str)], size: u64, rng: &mut Rng, steps
 }
 
 /// One operation; whether everything is durable afterwards.
-fn step(disk: &mut Option<Disk>, env: &Environment, bytes: &mut Vec<u8>, rng: &mut Rng, series: &mut Series) -> bool {
+fn step(
+    disk: &mut Option<Disk>,
+    env: &Environment,
+    bytes: &mut Vec<u8>,
+    rng: &mut Rng,
+    series: &mut Series,
+) -> bool {
     let top = disk.as_ref().unwrap();
     let unit = top.geometry().unit;
     let size = bytes.len() as u64;
@@ -232,7 +241,8 @@ const CASES: [Case; 8] = [
 
 #[test]
 fn a_loss_of_power_leaves_leaks_at_most() {
-    let number = |name: &str, other| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(other);
+    let number =
+        |name: &str, other| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(other);
     let (first, rounds) = (number("UMBRA_POWER_SEED", 1), number("UMBRA_POWER_ROUNDS", 2));
     let cuts = number("UMBRA_POWER_CUTS", 60);
     for seed in first..first + rounds {
@@ -261,7 +271,8 @@ fn a_full_disk_leaves_leaks_at_most() {
                 let offset = rng.below(size / 512) * 512;
                 let _ = disk.write(offset, &[1; 512]);
                 if rng.below(4) == 0 {
-                    let _ = disk.snapshot_create(&SnapshotInfo { name: "s".into(), ..SnapshotInfo::default() });
+                    let _ =
+                        disk.snapshot_create(&SnapshotInfo { name: "s".into(), ..SnapshotInfo::default() });
                     let _ = disk.snapshot_delete(SnapshotTarget::Name("s"));
                 }
             }

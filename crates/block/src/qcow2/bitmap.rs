@@ -165,7 +165,7 @@ impl Meta {
             });
         }
         if self.writable {
-            self.own(extension.directory_offset, extension.directory_len);
+            self.own_in_file(extension.directory_offset, extension.directory_len);
             let tables: Vec<_> = self
                 .bitmaps
                 .list
@@ -173,7 +173,7 @@ impl Meta {
                 .map(|bitmap| (bitmap.table_offset, u64::from(bitmap.table_len)))
                 .collect();
             for (offset, len) in tables {
-                self.own(offset, len * 8);
+                self.own_in_file(offset, len * 8);
             }
         }
         Ok(())
@@ -200,6 +200,7 @@ impl Meta {
         let table = read_words(&*self.file, bitmap.table_offset, u64::from(bitmap.table_len))?;
         let mut bits = BTreeMap::new();
         let mut bytes = 0;
+        let bytes_max = BYTES_MAX.min(self.file.len()?);
         for (chunk, entry) in table.into_iter().enumerate() {
             let offset = entry & super::layout::OFFSET_MASK;
             if offset == 0 {
@@ -209,7 +210,7 @@ impl Meta {
                 continue;
             }
             bytes += cluster;
-            if self.layout.in_cluster(offset) != 0 || bytes > BYTES_MAX {
+            if self.layout.in_cluster(offset) != 0 || bytes > bytes_max {
                 return Err(Error::corrupt(format!("bitmap '{}' is damaged", self.bitmaps.list[index].name)));
             }
             bits.insert(chunk as u64, Chunk::Bits(self.file.read_vec(offset, cluster as usize)?.into()));

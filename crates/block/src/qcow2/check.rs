@@ -4,15 +4,17 @@
 //! referred to often is walked once, so that the time is bounded by the file's size. Refcount blocks that are damaged
 //! are not written again: new ones are made behind the end of the file, and the header is pointed to them last.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::header::{CORRUPT, DIRTY};
 use super::layout::{ALL_ALLOCATED, COPIED, Entry, OFFSET_MASK, REFTABLE_MASK, ZERO};
-use super::meta::{Meta, read_words};
+use super::meta::Meta;
 use super::refcount::{self, refcount_max};
 use crate::{CheckReport, Error, Finding, Repair, Result, StorageExt, Task};
 
 const CHUNK: u64 = 64;
+/// Rounds of mending and looking again.
+const REPAIRS_MAX: u32 = 3;
 
 /// References to clusters of the file, as counted. Only what is referred to takes memory.
 #[derive(Debug, Default)]
@@ -80,8 +82,35 @@ impl Walk<'_> {
 }
 
 impl Meta {
-    /// Looks at everything; mends what `repair` allows.
+    /// Looks at everything; mends what `repair` allows, and looks again whether that has mended it: tables that overlap
+    /// change each other when they are written.
     pub(super) fn check(&mut self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
+        let mut report = self.check_once(repair, task)?;
+        for _ in 0..REPAIRS_MAX {
+            if report.corruptions_fixed + report.leaks_fixed == 0 {
+                break;
+            }
+            let left = self.check_once(Repair::None, task)?;
+            (report.corruptions, report.leaks) = (left.corruptions, left.leaks);
+            report.image_end_offset = left.image_end_offset;
+            if left.is_clean() || repair == Repair::Leaks && left.leaks == 0 {
+                break;
+            }
+            let more = self.check_once(repair, task)?;
+            report.corruptions_fixed += more.corruptions_fixed;
+            report.leaks_fixed += more.leaks_fixed;
+            if more.corruptions_fixed + more.leaks_fixed == 0 {
+                break;
+            }
+        }
+        if repair != Repair::None {
+            self.clear_marks(repair, &report)?;
+        }
+        Ok(report)
+    }
+
+    /// Looks at everything once; mends what `repair` allows.
+    fn check_once(&mut self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
         if self.writable && !self.broken {
             self.write_back()?;
         }
@@ -102,13 +131,12 @@ impl Meta {
         self.count_all(&mut walk)?;
         self.count_refblocks(&mut walk)?;
         let bad_copied = self.compare(&mut walk)?;
-        if repair == Repair::All {
-            if walk.rebuild {
+        if repair == Repair::All
+            && walk.rebuild {
                 self.flush_storages()?;
                 let order = self.header.refcount_order;
                 self.rebuild_refcounts(order, task)?;
             }
-        }
         if repair != Repair::None {
             if bad_copied || walk.report.corruptions_fixed + walk.report.leaks_fixed > 0 {
                 let lazy = std::mem::take(&mut self.lazy);
@@ -120,7 +148,6 @@ impl Meta {
             self.flush()?;
             self.flush()?;
             self.lazy = lazy;
-            self.clear_marks(repair, &walk.report)?;
         }
         Ok(walk.report)
     }
@@ -333,35 +360,43 @@ impl Meta {
     fn compare(&mut self, walk: &mut Walk<'_>) -> Result<bool> {
         let mut wrong = Vec::new();
         let mut last = 0;
+        // First what no block counts, because to mend that new blocks are made for everything.
+        self.compare_uncounted(walk, &mut wrong, &mut last);
+        self.take_wrong(walk, &mut wrong)?;
         if !walk.bad_blocks {
             self.compare_blocks(walk, &mut wrong, &mut last)?;
         }
-        self.compare_uncounted(walk, &mut wrong, &mut last)?;
+        walk.report.image_end_offset = last << self.layout.cluster_bits;
+        self.check_copied(walk)
+    }
+
+    /// Tells and mends refcounts that are wrong.
+    fn take_wrong(&mut self, walk: &mut Walk<'_>, wrong: &mut Vec<(u64, u64, u64)>) -> Result<()> {
         let (mut leaks, mut low) = (0u64, 0u64);
-        for &(cluster, has, should) in &wrong {
+        for &(cluster, has, should) in &*wrong {
             leaks += u64::from(has > should);
             low += u64::from(has < should);
             self.note_refcount(walk, cluster, has, should);
         }
-        self.mend_refcounts(walk, &wrong)?;
-        walk.report.image_end_offset = last << self.layout.cluster_bits;
+        self.mend_refcounts(walk, wrong)?;
+        wrong.clear();
         let (fix_leaks, fix_low) = (walk.repair != Repair::None, walk.repair == Repair::All);
         *(if fix_leaks { &mut walk.report.leaks_fixed } else { &mut walk.report.leaks }) += leaks;
         *(if fix_low { &mut walk.report.corruptions_fixed } else { &mut walk.report.corruptions }) += low;
-        self.check_copied(walk)
+        Ok(())
     }
 
     /// Every refcount that there is.
     fn compare_blocks(
         &mut self,
-        walk: &Walk<'_>,
+        walk: &mut Walk<'_>,
         wrong: &mut Vec<(u64, u64, u64)>,
         last: &mut u64,
     ) -> Result<()> {
         let order = self.header.refcount_order;
-        let per_block = self.layout.cluster() * 8 >> order;
+        let per_block = (self.layout.cluster() * 8) >> order;
         let piece_len = self.refs.piece_len();
-        let per_piece = piece_len * 8 >> order;
+        let per_piece = (piece_len * 8) >> order;
         for (index, block) in self.reftable.clone().into_iter().enumerate() {
             let block = block & REFTABLE_MASK;
             if block == 0 {
@@ -381,18 +416,14 @@ impl Meta {
                         wrong.push((first + i, has, should));
                     }
                 }
+                self.take_wrong(walk, wrong)?;
             }
         }
         Ok(())
     }
 
     /// Clusters in use that no refcount block counts.
-    fn compare_uncounted(
-        &self,
-        walk: &Walk<'_>,
-        wrong: &mut Vec<(u64, u64, u64)>,
-        last: &mut u64,
-    ) -> Result<()> {
+    fn compare_uncounted(&self, walk: &Walk<'_>, wrong: &mut Vec<(u64, u64, u64)>, last: &mut u64) {
         let mut chunks: Vec<u64> = walk.counts.chunks.keys().copied().collect();
         chunks.sort_unstable();
         for chunk in chunks {
@@ -406,16 +437,18 @@ impl Meta {
                 }
             }
         }
-        Ok(())
     }
 
     fn has_no_refblock(&self, cluster: u64) -> bool {
-        let per_block = self.layout.cluster() * 8 >> self.header.refcount_order;
+        let per_block = (self.layout.cluster() * 8) >> self.header.refcount_order;
         let index = usize::try_from(cluster / per_block).unwrap_or(usize::MAX);
         self.reftable.get(index).is_none_or(|entry| entry & REFTABLE_MASK == 0)
     }
 
     fn note_refcount(&self, walk: &mut Walk<'_>, cluster: u64, has: u64, should: u64) {
+        if walk.report.findings.len() >= CheckReport::MAX_FINDINGS {
+            return;
+        }
         let corruption = has < should;
         let word = if corruption { "ERROR" } else { "Leaked" };
         let fixed = walk.repair == Repair::All || !corruption && walk.repair == Repair::Leaks;
@@ -455,6 +488,7 @@ impl Meta {
     /// power leaves such when a snapshot is deleted.
     fn check_copied(&mut self, walk: &mut Walk<'_>) -> Result<bool> {
         let (mut wrong, mut missing) = (0u64, 0u64);
+        let mut seen = HashSet::new();
         let bits = self.layout.cluster_bits;
         for index in 0..self.l1.len() as u64 {
             let entry = self.l1[index as usize];
@@ -463,7 +497,7 @@ impl Meta {
                 continue;
             }
             let mut marks = vec![(table, entry & COPIED != 0, u64::MAX)];
-            if !self.layout.data_file {
+            if !self.layout.data_file && seen.insert(table) {
                 let limit = walk.limit;
                 self.for_entries(table, |layout, index, entry| {
                     if let Ok(Some(host)) = entry.host(layout)
@@ -520,45 +554,19 @@ impl Meta {
         };
         self.l2.write_dirty(&*self.file)?;
         self.count_all(&mut walk)?;
-        let per_block = cluster * 8 >> order;
         let start = self.layout.clusters(file_len).max(walk.counts.end);
-        let (mut blocks, mut table) = (1u64, 1u64);
-        loop {
-            let wanted = (start + table + blocks).div_ceil(per_block);
-            let wanted_table = (wanted * 8).div_ceil(cluster);
-            if (wanted, wanted_table) == (blocks, table) {
-                break;
+        let (table, blocks) = place_blocks(&walk.counts, start, cluster, order)?;
+        walk.counts.add(start, table + blocks.len() as u64, 1);
+        let mut entries = vec![0u64; (table * cluster / 8) as usize];
+        for (place, &block) in blocks.iter().enumerate() {
+            task.at(place as u64, blocks.len() as u64)?;
+            let offset = (start + table + place as u64) * cluster;
+            self.file.write_at(offset, &block_bytes(&walk.counts, block, cluster, order)?)?;
+            if let Some(entry) = entries.get_mut(block as usize) {
+                *entry = offset;
             }
-            (blocks, table) = (wanted, wanted_table);
         }
-        if table * cluster > super::header::REFTABLE_BYTES_MAX {
-            return Err(Error::Refused(
-                "the file is too large for refcounts of this width and cluster size".to_owned(),
-            ));
-        }
-        walk.counts.add(start, table + blocks, 1);
-        let max = refcount_max(order);
-        let mut entries = Vec::with_capacity((table * cluster / 8) as usize);
-        for block in 0..blocks {
-            task.at(block, blocks)?;
-            let mut bytes = vec![0; cluster as usize];
-            for index in 0..per_block {
-                let count = walk.counts.get(block * per_block + index);
-                if count > max {
-                    return Err(Error::Refused(format!(
-                        "a cluster has {count} references, and a refcount is at most {max}"
-                    )));
-                }
-                if count > 0 {
-                    refcount::set(&mut bytes, index, order, count);
-                }
-            }
-            let offset = (start + table + block) * cluster;
-            self.file.write_at(offset, &bytes)?;
-            entries.push(offset);
-        }
-        entries.resize((table * cluster / 8) as usize, 0);
-        let bytes: Vec<u8> = entries.iter().flat_map(|entry: &u64| entry.to_be_bytes()).collect();
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         self.file.write_at(start * cluster, &bytes)?;
         self.file.flush()?;
         let old = (self.header.reftable_offset, self.header.reftable_clusters, self.header.refcount_order);
@@ -569,7 +577,7 @@ impl Meta {
             return Err(error);
         }
         self.file.flush()?;
-        self.reftable = read_words(&*self.file, start * cluster, blocks)?;
+        self.reftable = entries;
         self.reftable_dirty.clear();
         self.refs.clear();
         self.frees.clear();
@@ -577,4 +585,46 @@ impl Meta {
         self.own_all();
         Ok(())
     }
+}
+
+/// Clusters of a new refcount table at `start`, and which blocks there have to be: those that count something, the table
+/// and the blocks themselves among it.
+fn place_blocks(counts: &Counts, start: u64, cluster: u64, order: u32) -> Result<(u64, BTreeSet<u64>)> {
+    let per_block = (cluster * 8) >> order;
+    let used = |chunk: &u64| [*chunk * CHUNK / per_block, ((*chunk + 1) * CHUNK - 1) / per_block];
+    let mut blocks: BTreeSet<u64> = counts.chunks.keys().flat_map(used).collect();
+    let mut table = 1;
+    loop {
+        let end = start + table + blocks.len() as u64;
+        let before = (blocks.len(), table);
+        blocks.extend(start / per_block..end.div_ceil(per_block));
+        table = blocks.last().map_or(1, |last| ((last + 1) * 8).div_ceil(cluster));
+        if table * cluster > super::header::REFTABLE_BYTES_MAX {
+            return Err(Error::Refused(
+                "the file is too large for refcounts of this width and cluster size".into(),
+            ));
+        }
+        if before == (blocks.len(), table) {
+            return Ok((table, blocks));
+        }
+    }
+}
+
+/// One refcount block's bytes.
+fn block_bytes(counts: &Counts, block: u64, cluster: u64, order: u32) -> Result<Vec<u8>> {
+    let per_block = (cluster * 8) >> order;
+    let max = refcount_max(order);
+    let mut bytes = vec![0; cluster as usize];
+    for index in 0..per_block {
+        let count = counts.get(block * per_block + index);
+        if count > max {
+            return Err(Error::Refused(format!(
+                "a cluster has {count} references, and a refcount is at most {max}"
+            )));
+        }
+        if count > 0 {
+            refcount::set(&mut bytes, index, order, count);
+        }
+    }
+    Ok(bytes)
 }

@@ -344,7 +344,7 @@ fn blank(storage: Arc<dyn Storage>, data: Option<Arc<dyn Storage>>, header: Head
 
 /// Bytes of refcount table and blocks for so many clusters beside their own.
 fn refcount_bytes(clusters: u64, cluster: u64, order: u32) -> u64 {
-    let per_block = cluster * 8 >> order;
+    let per_block = (cluster * 8) >> order;
     let (mut blocks, mut table) = (0, 0);
     loop {
         let wanted_blocks = (clusters + table + blocks).div_ceil(per_block);

@@ -45,6 +45,8 @@ pub(super) struct Meta {
     pub packed_at: u64,
     /// Clusters that hold metadata.
     pub owned: HashSet<u64>,
+    /// Clusters from here on were not in the file when it was opened.
+    owned_end: u64,
     pub snapshots: Vec<Snapshot>,
     /// Length of the snapshot table in the file.
     pub snapshots_bytes: u64,
@@ -71,6 +73,7 @@ impl Meta {
             extended: header.has(EXTENDED_L2),
             data_file: header.has(DATA_FILE),
         };
+        let owned_end = layout.clusters(file.len()?);
         let l1 = read_words(&*file, header.l1_offset, u64::from(header.l1_len))?;
         let entries = u64::from(header.reftable_clusters) * layout.cluster() / 8;
         let mut reftable = read_words(&*file, header.reftable_offset, entries)?;
@@ -92,6 +95,7 @@ impl Meta {
             frees: Vec::new(),
             packed_at: 0,
             owned: HashSet::new(),
+            owned_end,
             snapshots: Vec::new(),
             snapshots_bytes: 0,
             bitmaps: super::bitmap::State::default(),
@@ -102,6 +106,9 @@ impl Meta {
         };
         if writable {
             meta.own_all();
+            // Refcount blocks that are several at once would make the search for a free cluster endless.
+            let mut seen = HashSet::new();
+            meta.broken = meta.reftable.iter().any(|&block| block != 0 && !seen.insert(block));
         }
         Ok(meta)
     }
@@ -110,6 +117,14 @@ impl Meta {
     pub(super) fn own(&mut self, offset: u64, len: u64) {
         let first = offset >> self.layout.cluster_bits;
         self.owned.extend(first..first + self.layout.clusters(len));
+    }
+
+    /// The same for a range that the image names. What lies behind the end of the file is not there, so that the file
+    /// bounds what is kept.
+    pub(super) fn own_in_file(&mut self, offset: u64, len: u64) {
+        let file_end = self.owned_end << self.layout.cluster_bits;
+        let end = offset.saturating_add(len).min(file_end);
+        self.own(offset, end.saturating_sub(offset));
     }
 
     /// A range is metadata no more.
@@ -123,12 +138,13 @@ impl Meta {
     /// Notes what the tables in memory show to be metadata.
     pub(super) fn own_all(&mut self) {
         self.owned.clear();
+        self.owned_end = self.owned_end.max(self.file.len().map_or(0, |len| self.layout.clusters(len)));
         let header = self.header.clone();
         self.own(0, 1);
-        self.own(header.l1_offset, u64::from(header.l1_len) * 8);
-        self.own(header.reftable_offset, u64::from(header.reftable_clusters) * self.layout.cluster());
+        self.own_in_file(header.l1_offset, u64::from(header.l1_len) * 8);
+        self.own_in_file(header.reftable_offset, u64::from(header.reftable_clusters) * self.layout.cluster());
         if let Some((offset, len)) = header.crypto {
-            self.own(offset, len);
+            self.own_in_file(offset, len);
         }
         let bits = self.layout.cluster_bits;
         let tables = self.l1.iter().map(|entry| entry & OFFSET_MASK);

@@ -67,11 +67,11 @@ struct Span {
 
 impl Meta {
     fn per_block(&self) -> u64 {
-        self.layout.cluster() * 8 >> self.header.refcount_order
+        (self.layout.cluster() * 8) >> self.header.refcount_order
     }
 
     fn per_piece(&self) -> u64 {
-        self.refs.piece_len() * 8 >> self.header.refcount_order
+        (self.refs.piece_len() * 8) >> self.header.refcount_order
     }
 
     /// The refcount block for a cluster; `None` where there is none.

@@ -6,6 +6,8 @@
 //!
 //! Authority: the qcow2 specification, "Snapshots".
 
+use std::collections::{BTreeMap, HashSet};
+
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -89,8 +91,14 @@ impl Meta {
     pub(super) fn load_snapshots(&mut self) -> Result<()> {
         let start = self.header.snapshots_offset;
         let mut at = start;
+        let mut l1_bytes = 0;
+        let file_len = self.file.len()?;
         for _ in 0..self.header.snapshots {
             let (snapshot, next) = self.read_snapshot(at)?;
+            l1_bytes += u64::from(snapshot.l1_len) * 8;
+            if l1_bytes > file_len.saturating_add(L1_BYTES_MAX) {
+                return Err(Error::corrupt("the snapshots' L1 tables together are larger than the file"));
+            }
             if next - start > TABLE_MAX {
                 return Err(Error::TooLarge {
                     what: "snapshot table (bytes)".to_owned(),
@@ -103,9 +111,9 @@ impl Meta {
         }
         self.snapshots_bytes = at - start;
         if self.writable {
-            self.own(start, at - start);
+            self.own_in_file(start, at - start);
             for snapshot in self.snapshots.clone() {
-                self.own(snapshot.l1_offset, u64::from(snapshot.l1_len) * 8);
+                self.own_in_file(snapshot.l1_offset, u64::from(snapshot.l1_len) * 8);
             }
         }
         Ok(())
@@ -192,11 +200,17 @@ impl Meta {
     /// Adds `delta` to the refcounts of all that an L1 table refers to, through its L2 tables. Where one cannot be,
     /// none changes.
     fn count_tables(&mut self, l1: &[u64], delta: i64) -> Result<()> {
-        for (index, &entry) in l1.iter().enumerate() {
-            if let Err(error) = self.count_table(entry, delta) {
+        // A table that is referred to often is read once.
+        let mut tables: BTreeMap<u64, i64> = BTreeMap::new();
+        for entry in l1 {
+            *tables.entry(entry & OFFSET_MASK).or_default() += delta;
+        }
+        let tables: Vec<(u64, i64)> = tables.into_iter().collect();
+        for (index, &(table, delta)) in tables.iter().enumerate() {
+            if let Err(error) = self.count_table(table, delta) {
                 if delta > 0 {
-                    for &entry in &l1[..index] {
-                        self.count_table(entry, -delta)?;
+                    for &(table, delta) in &tables[..index] {
+                        self.count_table(table, -delta)?;
                     }
                 }
                 return Err(error);
@@ -205,8 +219,7 @@ impl Meta {
         Ok(())
     }
 
-    fn count_table(&mut self, entry: u64, delta: i64) -> Result<()> {
-        let table = entry & OFFSET_MASK;
+    fn count_table(&mut self, table: u64, delta: i64) -> Result<()> {
         if table == 0 {
             return Ok(());
         }
@@ -276,6 +289,7 @@ impl Meta {
 
     /// Marks what has one owner as such in the active tables, and nothing else.
     pub(super) fn refresh_copied(&mut self) -> Result<()> {
+        let mut seen = HashSet::new();
         for l1_index in 0..self.l1.len() as u64 {
             let Some(table) = self.l2_table(l1_index)? else { continue };
             self.relieve()?;
@@ -284,7 +298,7 @@ impl Meta {
             if entry != self.l1[l1_index as usize] {
                 self.set_l1(l1_index, entry);
             }
-            if self.layout.data_file {
+            if self.layout.data_file || !seen.insert(table) {
                 continue;
             }
             let mut places = Vec::new();
