@@ -74,6 +74,8 @@ fn change(
     disabled: bool,
 ) -> Outcome<()> {
     let cluster = disk.geometry().unit;
+    // Before the disk is drained, because the source may be the same disk.
+    let from = from.node();
     let done = disk.drained(|node| {
         let none = || {
             Error::Refused(format!(
@@ -92,8 +94,7 @@ fn change(
             "enable" => bitmaps.set_enabled(bitmap, true),
             "disable" => bitmaps.set_enabled(bitmap, false),
             _ => {
-                let node = from.node();
-                let source = node.format().bitmaps().ok_or_else(none)?;
+                let source = from.format().bitmaps().ok_or_else(none)?;
                 merge(source, value, bitmaps, bitmap)
             }
         }

@@ -20,7 +20,15 @@ const SECTOR: usize = 512;
 enum Verdict {
     Same,
     /// With what is to be said of it.
-    Differ(String),
+    Differ(String, Where),
+}
+
+/// Where a difference is.
+enum Where {
+    /// Where both have something.
+    Common,
+    /// Where one has ended.
+    Behind,
 }
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
@@ -46,15 +54,19 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             say("Strict mode: Image size mismatch!\n");
             return Ok(DIFFER);
         }
-        say("Warning: Image size mismatch!\n");
     }
     let verdict = tool.progress(parsed).run(|task| compare(&first, &second, strict, task))?;
+    let unequal_sizes = first.size() != second.size();
+    match verdict {
+        Verdict::Same | Verdict::Differ(_, Where::Behind) if unequal_sizes => say("Warning: Image size mismatch!\n"),
+        _ => {}
+    }
     match verdict {
         Verdict::Same => {
             say("Images are identical.\n");
             Ok(0)
         }
-        Verdict::Differ(how) => {
+        Verdict::Differ(how, _) => {
             say(&format!("{how}\n"));
             Ok(DIFFER)
         }
@@ -72,7 +84,7 @@ fn compare(first: &Disk, second: &Disk, strict: bool, task: &Task<'_>) -> Outcom
         let other = status(second, at, common - at)?;
         let len = one.len.min(other.len);
         if strict && kind(&one) != kind(&other) {
-            return Ok(Verdict::Differ(format!("Strict mode: Offset {at} block status mismatch!")));
+            return Ok(Verdict::Differ(format!("Strict mode: Offset {at} block status mismatch!"), Where::Common));
         }
         let mismatch = match (one.zero, other.zero) {
             (true, true) => None,
@@ -81,7 +93,7 @@ fn compare(first: &Disk, second: &Disk, strict: bool, task: &Task<'_>) -> Outcom
             (false, false) => first_difference(first, second, (at, len), total, &mut buffers, task)?,
         };
         if let Some(offset) = mismatch {
-            return Ok(Verdict::Differ(format!("Content mismatch at offset {offset}!")));
+            return Ok(Verdict::Differ(format!("Content mismatch at offset {offset}!"), Where::Common));
         }
         at += len.max(1);
     }
@@ -91,7 +103,7 @@ fn compare(first: &Disk, second: &Disk, strict: bool, task: &Task<'_>) -> Outcom
         if !rest.zero
             && let Some(offset) = first_data(larger, at, rest.len, total, &mut buffers[0], task)?
         {
-            return Ok(Verdict::Differ(format!("Content mismatch at offset {offset}!")));
+            return Ok(Verdict::Differ(format!("Content mismatch at offset {offset}!"), Where::Behind));
         }
         at += rest.len.max(1);
     }

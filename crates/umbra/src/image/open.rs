@@ -1,9 +1,10 @@
 //! From what the user calls an image to an open disk: file names, `json:` names, options of a node, cache modes.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use umbra_block::{
-    Access, BackingSpec, DetectZeroes, Discard, Disk, Environment, FileSpec, FileStorageSpec, HostFiles,
+    Access, BackingSpec, DetectZeroes, Discard, Disk, Environment, Error, FileSpec, FileStorageSpec, HostFiles,
     IoBuf, IoSrc, LockMode, NodeSpec, Opener, Options, Result as BlockResult, Run, Storage, StorageInfo,
 };
 
@@ -145,7 +146,8 @@ impl Tool {
         for name in ["discard", "detect-zeroes"] {
             spec.options.take(name);
         }
-        Ok(Disk::open(&environment, &spec)?.with_policy(discard, detect))
+        let disk = Disk::open(&environment, &spec).map_err(|error| in_words_of_open(error, &spec))?;
+        Ok(disk.with_policy(discard, detect))
     }
 
     /// The environment in which files have a cache mode.
@@ -155,6 +157,28 @@ impl Tool {
             environment.opener = Arc::new(Unflushed);
         }
         environment
+    }
+}
+
+/// An error of opening, where scripts may know the words for it.
+fn in_words_of_open(error: Error, spec: &NodeSpec) -> Failure {
+    let is_luks = || match &spec.format {
+        Some(format) => format == "luks",
+        None => std::fs::File::open(&spec.file.name).is_ok_and(|mut file| {
+            let mut magic = [0; 4];
+            file.read_exact(&mut magic).is_ok() && &magic == b"LUKS"
+        }),
+    };
+    match &error {
+        Error::NeedsSecret(_) if is_luks() => Failure::new("Parameter 'key-secret' is required for cipher"),
+        Error::NeedsSecret(_) => Failure::new("Parameter 'encrypt.key-secret' is required for cipher"),
+        Error::InvalidOption(text) => match (text.strip_prefix("Invalid parameter "), &spec.format) {
+            (Some(name), Some(format)) => {
+                Failure::new(format!("Block format '{format}' does not support the option {name}"))
+            }
+            _ => error.into(),
+        },
+        _ => error.into(),
     }
 }
 

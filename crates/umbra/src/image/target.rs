@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use umbra_block::{
     BackingRef, CreateOptions, Environment, Error, FileSpec, FileStorageSpec, FormatDriver, Opener,
-    OptionKind, Options, Result as BlockResult, Storage, Task,
+    OptionKind, Options, Preallocation, Result as BlockResult, Storage, Task,
 };
 
 use super::failure::{Failure, Outcome, told};
@@ -15,8 +15,14 @@ use super::{Tool, keyval, size};
 /// Formats whose images can have a backing file.
 const WITH_BACKING: [&str; 2] = ["qcow2", "vmdk"];
 
+/// Options whose defaults are not told of when an image is made.
+const SILENT: [&str; 2] = ["preallocation", "compat"];
+
+/// Options of `amend` alone: what they change is there only afterwards.
+const AMEND_ONLY: [&str; 4] = ["keyslot", "new-secret", "old-secret", "state"];
+
 /// The order in which options are told of when an image is made.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "encryption",
     "encrypt.format",
     "encrypt.key-secret",
@@ -33,6 +39,7 @@ const ORDER: [&str; 16] = [
     "size",
     "compat",
     "backing_file",
+    "key-secret",
 ];
 
 /// An image to make.
@@ -110,7 +117,8 @@ impl Target {
             }
         }
         for spec in self.driver.create_options() {
-            if let Some(value) = self.options.get(spec.name).or(spec.default) {
+            let default = spec.default.filter(|_| !SILENT.contains(&spec.name));
+            if let Some(value) = self.options.get(spec.name).or(default) {
                 let value = match (spec.kind, size::parse(value)) {
                     (OptionKind::Size, Ok(bytes)) => bytes.to_string(),
                     _ => value.to_owned(),
@@ -138,6 +146,12 @@ impl Target {
                 self.driver.name()
             )));
         }
+        if let Some(mode) = self.options.get("preallocation")
+            && Preallocation::parse(mode).is_err()
+        {
+            return Err(Failure::new(format!("Parameter 'preallocation' does not accept value '{mode}'")));
+        }
+        let secret = if self.driver.name() == "qcow2" { "encrypt.key-secret" } else { "key-secret" };
         let partial = Partial::default();
         let mut environment = tool.environment_for(cache);
         environment.opener =
@@ -150,7 +164,7 @@ impl Target {
             Error::Io { doing, name, source } if doing == "open" => {
                 Failure::new(format!("Could not create '{name}': {}", super::failure::reason(&source)))
             }
-            other => Failure::new(told(&other)),
+            other => Failure::new(told(&other).replace("'key-secret'", &format!("'{secret}'"))),
         })
     }
 
@@ -210,19 +224,27 @@ impl Opener for Recording {
 
 /// What `-o help` prints.
 pub fn option_help(driver: &dyn FormatDriver, amend: bool) -> String {
-    let mut lines: Vec<(String, &str)> = vec![("size=<size>".into(), "Virtual disk size")];
-    if WITH_BACKING.contains(&driver.name()) {
-        lines.push(("backing_file=<str>".into(), "File name of a base image"));
-        lines.push(("backing_fmt=<str>".into(), "Image format of the base image"));
+    let mut lines: Vec<(String, &str)> = Vec::new();
+    let mut put = |name: &str, kind: &str, help| lines.push((format!("{name}=<{kind}>"), help));
+    match driver.name() {
+        "luks" if amend => {}
+        "vhdx" => put("size", "size", "Virtual disk size; max of 64TB."),
+        _ => put("size", "size", "Virtual disk size"),
     }
-    for spec in driver.create_options().iter().filter(|spec| !amend || spec.amendable) {
+    if WITH_BACKING.contains(&driver.name()) {
+        put("backing_file", "str", "File name of a base image");
+        let only_own = driver.name() == "vmdk";
+        put("backing_fmt", "str", if only_own { "Must be 'vmdk' if present" } else { "Image format of the base image" });
+    }
+    let own = |name: &str| !amend && AMEND_ONLY.contains(&name.trim_start_matches("encrypt."));
+    for spec in driver.create_options().iter().filter(|spec| (!amend || spec.amendable) && !own(spec.name)) {
         let kind = match spec.kind {
             OptionKind::Bool => "bool (on/off)",
             OptionKind::Size => "size",
             OptionKind::Number => "num",
             OptionKind::Text => "str",
         };
-        lines.push((format!("{}=<{kind}>", spec.name), spec.help));
+        put(spec.name, kind, spec.help);
     }
     lines.sort();
     let mut text = match amend {
@@ -231,6 +253,9 @@ pub fn option_help(driver: &dyn FormatDriver, amend: bool) -> String {
     };
     for (name, help) in lines {
         text.push_str(&format!("  {name:22} - {help}\n"));
+    }
+    if !amend {
+        text.push_str("\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n");
     }
     text
 }
