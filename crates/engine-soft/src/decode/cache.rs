@@ -82,6 +82,9 @@ pub(crate) struct Block {
     pub heat: u32,
     /// Its translation, or null.
     pub code_at: *const u8,
+    /// How far before that it is entered with flags in the host's, and how far after it without a look at attention and version.
+    pub spill_at: u8,
+    pub light_at: u8,
 }
 
 const _: () =
@@ -144,6 +147,8 @@ impl Block {
             second: None,
             heat: 0,
             code_at: null(),
+            spill_at: 0,
+            light_at: 0,
         }
     }
 }

@@ -96,12 +96,15 @@ pub struct Fast {
     pub(crate) jump_hash: u64,
     /// What code that is there in every context is looked up under.
     pub(crate) global_key: u64,
-    /// An address that is looked up, and the target of an indirect call.
+    /// An address that is looked up, and the target of an indirect call or of an exit.
     pub(crate) address: u64,
     pub(crate) target: u64,
-    /// Where translations go for their slow path and to leave.
+    /// Where translations go for their slow path, to leave, and for a target in the table.
     pub(crate) slow: usize,
     pub(crate) leave: usize,
+    pub(crate) find: usize,
+    /// How many jumps to other pages may still be looked up before one is linked anew.
+    pub(crate) patience: i32,
     /// The site of the slow path or the exit.
     pub(crate) site: u32,
     /// Vector units that are live in the host's registers, and those that shall be.
@@ -112,7 +115,7 @@ pub struct Fast {
     pub(crate) host_fault: HostFault,
     /// `Cache::epoch` that translations are of.
     pub(crate) epoch: u64,
-    /// Guest instructions of blocks that were entered as translations, and how many of them the interpreter did.
+    /// Guest instructions of translations that count them, and how many of all the interpreter did.
     pub(crate) translated: u64,
     pub(crate) interpreted: u64,
     /// How often translations were entered from the run loop.
@@ -148,6 +151,8 @@ impl Default for Fast {
             target: 0,
             slow: 0,
             leave: 0,
+            find: 0,
+            patience: 0,
             site: 0,
             live: 0,
             wanted: 0,

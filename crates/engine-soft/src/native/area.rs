@@ -159,6 +159,12 @@ impl Area {
         self.write(offset, &displacement.to_le_bytes());
     }
 
+    /// Puts other code at an offset into the area, for as much as there is now.
+    pub fn overwrite(&self, offset: usize, code: &[u8]) {
+        debug_assert!(offset + code.len() <= self.used);
+        self.write(offset, code);
+    }
+
     /// Puts a branch to `to` at an offset into the area.
     pub fn redirect(&self, offset: usize, to: *const u8) {
         let displacement = (self.offset_of(to) as i64 - (offset as i64 + 5)) as i32;
@@ -171,12 +177,6 @@ impl Area {
     #[cfg(test)]
     pub fn held(&self) -> (usize, usize) {
         (self.used, self.memory.kind.slot_size())
-    }
-
-    /// Writes over code.
-    #[cfg(test)]
-    pub fn overwrite(&self, offset: usize, code: &[u8]) {
-        assert!(offset + code.len() <= self.used && self.write(offset, code));
     }
 
     /// Where `address` is in the area.

@@ -38,7 +38,7 @@ pub(super) fn at(base: Reg, disp: i32) -> Mem {
 pub(super) mod op {
     pub const ADD: u8 = 0x03;
     pub const OR: u8 = 0x0b;
-    pub const XOR: u8 = 0x33;
+    pub const CMP: u8 = 0x3b;
     pub const CMP_STORE: u8 = 0x39;
     pub const MOV: u8 = 0x8b;
     pub const MOV_STORE: u8 = 0x89;
@@ -170,18 +170,6 @@ impl Asm {
         }
     }
 
-    /// `add qword mem, imm`.
-    pub(super) fn add_mi(&mut self, m: Mem, value: i8) {
-        self.memory(true, &[0x83], group::ADD, m);
-        self.put(&[value as u8]);
-    }
-
-    /// `mov dword mem, imm`.
-    pub(super) fn mov_mi32(&mut self, m: Mem, value: u32) {
-        self.memory(false, &[0xc7], 0, m);
-        self.put32(value as i32);
-    }
-
     /// `test byte mem, imm`.
     pub(super) fn test_mi8(&mut self, m: Mem, value: u8) {
         self.memory(false, &[0xf6], 0, m);
@@ -197,6 +185,12 @@ impl Asm {
     /// `movzx r32, word mem`.
     pub(super) fn movzx16(&mut self, reg: Reg, m: Mem) {
         self.memory(false, &[0x0f, 0xb7], reg, m);
+    }
+
+    /// `crc32 reg, from`, 64 bits wide.
+    pub(super) fn crc32(&mut self, reg: Reg, from: Reg) {
+        let rex = 0x48 | reg >> 3 << 2 | from >> 3;
+        self.put(&[0xf2, rex, 0x0f, 0x38, 0xf1, 0xc0 | (reg & 7) << 3 | from & 7]);
     }
 
     /// `shift reg, count`, 64 bits wide.
@@ -237,17 +231,15 @@ impl Asm {
         self.rr(op::MOV, RAX, spare);
     }
 
+    /// `mov r11d, number; jmp qword mem`: to engine code that wants the number of a site.
+    pub(super) fn go_with(&mut self, number: u32, m: Mem) {
+        self.mov_i32(B, number);
+        self.jmp_m(m);
+    }
+
     /// `jmp qword mem`.
     pub(super) fn jmp_m(&mut self, m: Mem) {
         self.memory(false, &[0xff], 4, m);
-    }
-
-    /// `jmp reg`.
-    pub(super) fn jmp_r(&mut self, reg: Reg) {
-        if reg >= 8 {
-            self.put(&[0x41]);
-        }
-        self.put(&[0xff, 0xe0 | reg & 7]);
     }
 
     /// `jmp` to somewhere.
@@ -264,7 +256,12 @@ impl Asm {
 
     /// Lets `hole` lead to `to`.
     pub(super) fn fill(&mut self, hole: Hole, to: usize) {
-        let displacement = (to as i64 - (hole.0 as i64 + 4)) as i32;
+        self.fill_far(hole, to as i64);
+    }
+
+    /// Lets `hole` lead to `to`, which may be outside, in bytes from the start.
+    pub(super) fn fill_far(&mut self, hole: Hole, to: i64) {
+        let displacement = (to - (hole.0 as i64 + 4)) as i32;
         self.bytes[hole.0..hole.0 + 4].copy_from_slice(&displacement.to_le_bytes());
     }
 

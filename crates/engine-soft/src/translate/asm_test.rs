@@ -20,10 +20,9 @@ fn state_words() {
     assert_eq!(text(|a| a.rm(op::MOV_STORE, 3, state(0x188))), "mov gs:[188h],rbx");
     assert_eq!(text(|a| a.mov_m16(state(8), 0)), "mov gs:[8],ax");
     assert_eq!(text(|a| a.movzx16(0, state(8))), "movzx eax,word ptr gs:[8]");
-    assert_eq!(text(|a| a.add_mi(state(8), 5)), "add qword ptr gs:[8],5");
-    assert_eq!(text(|a| a.mov_mi32(state(8), 0x8000_0000)), "mov dword ptr gs:[8],80000000h");
     assert_eq!(text(|a| a.test_mi8(state(8), 4)), "test byte ptr gs:[8],4");
     assert_eq!(text(|a| a.jmp_m(state(0x90))), "jmp qword ptr gs:[90h]");
+    assert_eq!(text(|a| a.jmp_m(at(B, 0x10))), "jmp qword ptr [r11+10h]");
 }
 
 #[test]
@@ -63,7 +62,7 @@ fn the_rest() {
     assert_eq!(text(|a| a.mi32(group::CMP, at(A, 8), 0x1234)), "cmp dword ptr [r10+8],1234h");
     assert_eq!(text(|a| a.mov_i64(A, 0x1234_5678_9abc)), "mov r10,123456789ABCh");
     assert_eq!(text(|a| a.mov_i32(B, 7)), "mov r11d,7");
-    assert_eq!(text(|a| a.jmp_r(A)), "jmp r10");
+    assert_eq!(text(|a| a.crc32(B, A)), "crc32 r11,r10");
     assert_eq!(
         text(|a| a.spill_flags(state(8), A)),
         "mov r10,rax; lahf; seto al; mov gs:[8],ax; mov rax,r10"

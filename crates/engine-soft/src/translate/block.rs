@@ -20,6 +20,8 @@ use crate::mmu::copy_out;
 use crate::vm::Activity;
 
 const PAGE: usize = 4096;
+/// Conditional branches that a translation goes on after.
+const BRANCHES_MAX: usize = 3;
 
 /// Code out of line.
 #[derive(Debug)]
@@ -28,10 +30,21 @@ pub(super) enum Stub {
     Slow { hole: Hole, site: u32, resume: usize, load: bool },
     /// Leaves by a site, to the address in its page that it says.
     Exit { hole: Hole, site: u32 },
-    /// Leaves to the address in A that is not in the table.
-    NotFound { hole: Hole },
-    /// Compares the key of the entry at B with this other one; goes on at `back`, or leaves to the entry's address.
-    OtherKey { hole: Hole, key: usize, back: usize },
+    /// Goes on at an address off this page; flags may be needed there and only be in the host's.
+    Cross { hole: Hole, target: i32, pending: bool, offset: u16 },
+    /// The address in A is not in the table.
+    NotFound { hole: Hole, miss: NotFound },
+    /// Compares the key of the entry at B with this other one; goes on at `back`, or the entry's address is not in the table.
+    OtherKey { hole: Hole, key: usize, back: usize, miss: NotFound },
+}
+
+/// What is done about a target that is not in the table.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum NotFound {
+    /// To leave for it.
+    Leave,
+    /// To let the interpreter do the instruction.
+    Interpret { site: u32 },
 }
 
 /// One instruction of a block.
@@ -52,6 +65,10 @@ pub(super) struct Builder<'a> {
     pub upper: bool,
     /// Where the block starts in its page.
     pub start: u16,
+    /// Where it is entered with flags in the state block.
+    pub entry: usize,
+    /// The same, if attention and version need no look.
+    light: usize,
     /// Where the instruction at hand starts.
     pub offset: u16,
     /// Its length, and its name.
@@ -115,7 +132,7 @@ impl Cpu {
         if items.is_empty() {
             return Ok(false);
         }
-        let (needed, looked) = ends(&items, &bytes, u32::from(self.mode.code));
+        let (needs, looked) = needs(&items, &bytes, u32::from(self.mode.code));
         // SAFETY: guest memory's tracking outlives the processor.
         let code: &CodePage = unsafe { &*b.code };
         let used = usize::from(start)..items.last().map_or(0, Item::end);
@@ -131,7 +148,7 @@ impl Cpu {
                 return Ok(false);
             }
         }
-        self.install(&mut factory, b, &items, needed)
+        self.install(&mut factory, b, &items, &needs)
     }
 
     /// Whether direct branches from around RIP always lead to canonical addresses.
@@ -144,6 +161,7 @@ impl Cpu {
     /// The instructions of the block at `start`.
     fn items(&mut self, factory: &mut InstructionInfoFactory, page: &[u8; PAGE], start: u16) -> Vec<Item> {
         let mut items = Vec::new();
+        let mut branches = if self.lockstep.is_some() { 0 } else { BRANCHES_MAX };
         let mut at = usize::from(start);
         let mut decoder = Decoder::with_ip(self.mode.code.into(), &page[at..], 0, DecoderOptions::NONE);
         while items.len() < INSTRUCTIONS_MAX && decoder.can_decode() {
@@ -163,8 +181,11 @@ impl Cpu {
             };
             items.push(Item { instruction, form, uses, offset: at as u16 });
             at += instruction.len();
-            if instruction.flow_control() != FlowControl::Next {
-                break;
+            match form {
+                // What comes next is part of it, within limits.
+                Form::Branch(_) if branches > 0 => branches -= 1,
+                _ if instruction.flow_control() != FlowControl::Next => break,
+                _ => {}
             }
         }
         if let Some(last) = items.last_mut()
@@ -181,7 +202,7 @@ impl Cpu {
         factory: &mut InstructionInfoFactory,
         block: &mut Block,
         items: &[Item],
-        needed: u32,
+        needs: &[u32],
     ) -> Result<bool, Full> {
         let wide = self.mode.code == 64;
         let start = (self.rip & 0xfff) as u16;
@@ -191,6 +212,8 @@ impl Cpu {
             wide,
             upper: self.rip >> 63 != 0,
             start,
+            entry: 0,
+            light: 0,
             offset: start,
             len: 0,
             mnemonic: Mnemonic::INVALID,
@@ -201,39 +224,40 @@ impl Cpu {
             flags: Place { host: false, memory: true },
             vector: 0,
         };
-        builder.build(block, items, needed);
-        let Builder { asm, mut sites, .. } = builder;
-        validate::enforce(&asm.bytes, block, &sites);
+        builder.build(block, items, needs);
+        let Builder { asm, mut sites, entry, light, .. } = builder;
+        validate::enforce(&asm.bytes, block, &sites, [entry, light]);
         let t = &mut *self.translator;
         let place =
             (t.sites.len() + sites.len() <= super::SITES_MAX).then(|| t.area.push(&asm.bytes)).flatten();
-        let entry = place.ok_or(Full)?;
-        let base = t.area.offset_of(entry) as u32;
+        let place = place.ok_or(Full)?;
+        let base = t.area.offset_of(place) as u32;
         for site in &mut sites {
             site.version = block.version;
-            (site.at, site.resume) = (site.at + base, site.resume + base);
+            site.at += base;
+            if site.kind != Kind::Cross && site.resume != 0 {
+                site.resume += base;
+            }
         }
         t.sites.append(&mut sites);
         if let Some(lockstep) = &mut self.lockstep {
-            lockstep.note_translation(entry, asm.bytes.len());
+            lockstep.note_translation(place.wrapping_add(entry), asm.bytes.len() - entry);
         }
-        block.code_at = entry;
+        block.code_at = place.wrapping_add(entry);
+        (block.spill_at, block.light_at) = (entry as u8, (light - entry) as u8);
         self.counters.add(crate::vm::count::BLOCKS_TRANSLATED, 1);
         Ok(true)
     }
 
-    /// Lets other translations find the one of the block at RIP.
-    pub(crate) fn announce(&mut self, code: *const u8) {
-        if !self.is_linkable() {
-            return;
-        }
+    /// Lets other translations find the one of the block at RIP. Whether in every context.
+    pub(crate) fn announce(&mut self, code: *const u8) -> bool {
         let rip = self.rip;
-        let key = match self.fetch(rip) {
-            Ok(fetch) if fetch.global => self.fast.global_key,
-            _ => self.fast.key,
-        };
-        let index = super::Translator::jump_index(rip, self.fast.jump_hash);
-        self.translator.jumps[index] = Jump { rip, key, code, page: rip & !0xfff };
+        let global = matches!(self.fetch(rip), Ok(fetch) if fetch.global);
+        if self.is_linkable() {
+            let key = if global { self.fast.global_key } else { self.fast.key };
+            *self.translator.place(rip, self.fast.jump_hash) = Jump { rip, key, code, page: rip & !0xfff };
+        }
+        global
     }
 }
 
@@ -253,52 +277,54 @@ impl Item {
     }
 }
 
-/// Which flags are needed after the block, and the ranges of the page that were looked at to know.
-fn ends(items: &[Item], page: &[u8; PAGE], bits: u32) -> (u32, Vec<std::ops::Range<usize>>) {
-    let Some(last) = items.last() else { return (flags::ALL, Vec::new()) };
-    let next = last.end() as i64;
-    let targets = match last.form {
-        Form::Branch(_) => vec![last.target(), Some(next)],
-        Form::Jump | Form::Call => vec![last.target()],
-        _ if last.instruction.flow_control() == FlowControl::Next => vec![Some(next)],
-        _ => vec![None],
-    };
-    let mut needed = 0;
+/// Which flags are needed where each instruction branches to, and after the last; and the ranges of the page that were looked at to
+/// know.
+fn needs(items: &[Item], page: &[u8; PAGE], bits: u32) -> (Vec<u32>, Vec<std::ops::Range<usize>>) {
     let mut looked = Vec::new();
-    for target in targets {
+    let mut needed_at = |target: Option<i64>| {
         let within = target.and_then(|t| usize::try_from(t).ok()).filter(|t| *t < PAGE);
-        let Some(at) = within else { return (flags::ALL, Vec::new()) };
+        let Some(at) = within else { return flags::ALL };
         let (some, len) = flags::needed_at(&page[at..], bits);
-        needed |= some;
         if len > 0 {
             looked.push(at..at + len);
         }
-    }
-    (needed, looked)
+        some
+    };
+    let elsewhere = |item: &Item| match item.form {
+        Form::Branch(_) | Form::Jump | Form::Call => needed_at(item.target()),
+        _ if item.instruction.flow_control() == FlowControl::Next => 0,
+        _ => flags::ALL,
+    };
+    let mut all: Vec<u32> = items.iter().map(elsewhere).collect();
+    let last = items.last().filter(|last| !last.form.closes());
+    all.push(last.map_or(0, |last| needed_at(Some(last.end() as i64))));
+    (all, looked)
 }
 
 impl Builder<'_> {
-    fn build(&mut self, block: &Block, items: &[Item], needed: u32) {
-        let mut live = vec![needed; items.len() + 1];
+    fn build(&mut self, block: &Block, items: &[Item], needs: &[u32]) {
+        let mut live = needs.to_vec();
         for (n, item) in items.iter().enumerate().rev() {
-            live[n] = item.uses.before(live[n + 1]);
+            live[n] = item.uses.before(live[n + 1] | needs[n]);
         }
-        self.enter(block, items.len());
+        self.enter(block, live[0] != 0, items.len());
         let mut closed = false;
         for (n, item) in items.iter().enumerate() {
-            closed = self.item(item, live[n], live[n + 1]) && item.form.closes();
+            closed = self.item(item, live[n], live[n + 1] | needs[n]) && item.form.closes();
         }
         if let Some(last) = items.last().filter(|_| !closed) {
-            if live[items.len()] != 0 {
-                self.keep_flags();
-            }
-            self.go_to(last.end() as i32);
+            self.go_to(last.end() as i32, self.is_pending(live[items.len()]));
         }
         self.out_of_line();
     }
 
-    /// The start of every translation: attention, version, count.
-    fn enter(&mut self, block: &Block, count: usize) {
+    /// The start of every translation. Those that come with flags in the host's put them away, if they are needed; then come
+    /// attention, version, count, but for those that come from before in this page.
+    fn enter(&mut self, block: &Block, reads_flags: bool, count: usize) {
+        if reads_flags {
+            self.asm.spill_flags(state(fast(offset_of!(Fast, status))), A);
+        }
+        self.entry = self.asm.len();
         self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, attention))));
         self.asm.mi32(group::CMP, at(A, 0), 0);
         let hole = self.asm.jcc(cond::NOT_EQUAL);
@@ -307,9 +333,21 @@ impl Builder<'_> {
         self.asm.mov_i64(A, block.code.wrapping_byte_add(CodePage::VERSION_OFFSET) as u64);
         self.asm.mi32(group::CMP, at(A, 0), block.version as i32);
         let hole = self.asm.jcc(cond::NOT_EQUAL);
-        let site = self.site(Site::new(Kind::Stale, self.start));
+        let site = self.site(Site { at: self.entry as u32, ..Site::new(Kind::Stale, self.start) });
         self.stubs.push(Stub::Exit { hole, site });
-        self.asm.add_mi(state(fast(offset_of!(Fast, translated))), count as i8);
+        self.light = self.asm.len();
+        if super::counts() {
+            let count = at(A, count as i32);
+            let counter = state(fast(offset_of!(Fast, translated)));
+            self.asm.rm(op::MOV, A, counter);
+            self.asm.rm(op::LEA, A, count);
+            self.asm.rm(op::MOV_STORE, A, counter);
+        }
+    }
+
+    /// Whether flags that are needed are nowhere but in the host's.
+    fn is_pending(&self, needed: u32) -> bool {
+        needed != 0 && self.flags.host && !self.flags.memory
     }
 
     /// Emits one instruction; whether by its form, and not by a call of the interpreter.
@@ -357,16 +395,20 @@ impl Builder<'_> {
             Form::Interpret => return None,
             _ => {}
         }
-        if before != 0 {
-            self.keep_flags();
-        }
         if let Form::Branch(condition) = item.form {
             if !self.flags.host {
                 self.asm.load_flags(state(fast(offset_of!(Fast, status))), A);
+                self.flags.host = true;
             }
-            return self.branch(condition, item.target()?);
+            return self.branch(condition, item.target()?, self.is_pending(after));
         }
-        debug_assert!(before & after == after);
+        if item.form == Form::Jump {
+            self.go_to(i32::try_from(item.target()?).ok()?, self.is_pending(after));
+            return Some(());
+        }
+        if before != 0 {
+            self.keep_flags();
+        }
         self.flags.host = false;
         match item.form {
             Form::Push => self.push(i),
@@ -376,7 +418,6 @@ impl Builder<'_> {
             Form::Leave => self.leave(),
             Form::Return => self.ret(i),
             Form::Call => self.call(item.target()?)?,
-            Form::Jump => self.go_to(i32::try_from(item.target()?).ok()?),
             Form::CallIndirect => self.call_indirect(i)?,
             Form::JumpIndirect => self.jump_indirect(i)?,
             _ => return None,
@@ -448,7 +489,7 @@ impl Builder<'_> {
 
     /// Makes sure that flags are in the state block.
     fn keep_flags(&mut self) {
-        if self.flags.host && !self.flags.memory {
+        if self.is_pending(flags::ALL) {
             self.asm.spill_flags(state(fast(offset_of!(Fast, status))), A);
             self.flags.memory = true;
         }
@@ -474,8 +515,7 @@ impl Builder<'_> {
         let mut site = Site::new(Kind::Call, self.offset);
         let retry = self.asm.len() as u32;
         let number = self.site(site);
-        self.asm.mov_mi32(state(fast(offset_of!(Fast, site))), number);
-        self.asm.jmp_m(state(fast(offset_of!(Fast, slow))));
+        self.asm.go_with(number, state(fast(offset_of!(Fast, slow))));
         (site.at, site.resume) = (retry, self.asm.len() as u32);
         site.mnemonic = self.mnemonic as u16;
         if let Some(last) = self.sites.last_mut() {
@@ -485,13 +525,11 @@ impl Builder<'_> {
 
     fn out_of_line(&mut self) {
         let status = state(fast(offset_of!(Fast, status)));
-        let number = state(fast(offset_of!(Fast, site)));
         for stub in std::mem::take(&mut self.stubs) {
             match stub {
                 Stub::Slow { hole, site, resume, load } => {
                     self.asm.here(hole);
-                    self.asm.mov_mi32(number, site);
-                    self.asm.jmp_m(state(fast(offset_of!(Fast, slow))));
+                    self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
                     let place = &mut self.sites[(site - self.first_site) as usize].resume;
                     *place = resume as u32;
                     if load {
@@ -503,31 +541,45 @@ impl Builder<'_> {
                 }
                 Stub::Exit { hole, site } => {
                     self.asm.here(hole);
-                    let offset = self.sites[(site - self.first_site) as usize].offset;
-                    self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, page))));
-                    self.asm.rm(op::LEA, A, at(A, offset.into()));
-                    self.leave_to_a(site);
+                    if self.sites[(site - self.first_site) as usize].flags_live {
+                        self.asm.spill_flags(status, A);
+                    }
+                    self.leave_by(site);
                 }
-                Stub::NotFound { hole } => {
+                Stub::Cross { hole, target, pending, offset } => {
                     self.asm.here(hole);
-                    self.leave_to_a(LOOKED_UP);
+                    if pending {
+                        self.asm.spill_flags(status, A);
+                    }
+                    self.offset = offset;
+                    self.cross(target);
                 }
-                Stub::OtherKey { hole, key, back } => {
+                Stub::NotFound { hole, miss } => {
+                    self.asm.here(hole);
+                    self.not_found(miss);
+                }
+                Stub::OtherKey { hole, key, back, miss } => {
                     self.asm.here(hole);
                     self.asm.rm(op::MOV, A, state(key));
                     self.asm.rm(op::CMP_STORE, A, at(B, offset_of!(Jump, key) as i32));
                     let same = self.asm.jcc(cond::EQUAL);
                     self.asm.fill(same, back);
                     self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, rip) as i32));
-                    self.leave_to_a(LOOKED_UP);
+                    self.not_found(miss);
                 }
             }
         }
     }
 
-    fn leave_to_a(&mut self, site: u32) {
-        self.asm.rm(op::MOV_STORE, A, state(offset_of!(Cpu, rip)));
-        self.asm.mov_mi32(state(fast(offset_of!(Fast, site))), site);
-        self.asm.jmp_m(state(fast(offset_of!(Fast, leave))));
+    /// The address in A is not in the table.
+    fn not_found(&mut self, miss: NotFound) {
+        match miss {
+            NotFound::Leave => self.leave_by(LOOKED_UP),
+            NotFound::Interpret { site } => self.asm.go_with(site, state(fast(offset_of!(Fast, slow)))),
+        }
+    }
+
+    fn leave_by(&mut self, site: u32) {
+        self.asm.go_with(site, state(fast(offset_of!(Fast, leave))));
     }
 }

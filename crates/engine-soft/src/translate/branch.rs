@@ -5,14 +5,18 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, OpKind};
 
 use super::asm::{A, B, Hole, at, cond, group, op, state};
-use super::block::{Builder, Stub};
+use super::block::{Builder, NotFound, Stub};
 use super::copy::{STACK, is_resident, resident};
 use super::memory::{Address, fast};
 use super::site::{Kind, Site};
-use super::{JUMPS, Jump};
+use super::{JUMP_MASK, Jump};
 use crate::exec::Fast;
 
 const PAGE: i32 = 4096;
+
+/// An entry of the table by linear address, in B.
+#[must_use]
+struct Found;
 
 /// The number of the register that is operand `o`.
 fn number(i: &Instruction, o: u32) -> u8 {
@@ -116,11 +120,11 @@ impl Builder<'_> {
     pub(super) fn call(&mut self, target: i64) -> Option<()> {
         let target = i32::try_from(target).ok()?;
         self.push_next();
-        self.go_to(target);
+        self.go_to(target, false);
         Some(())
     }
 
-    /// The target of an indirect branch into A: checked, or the interpreter does the instruction.
+    /// The target of an indirect branch into A.
     fn indirect_target(&mut self, i: &Instruction) -> Option<()> {
         match i.op0_kind() {
             OpKind::Register => {
@@ -137,7 +141,6 @@ impl Builder<'_> {
                 self.load(A, place.mem());
             }
         }
-        self.check_canonical();
         Some(())
     }
 
@@ -158,7 +161,9 @@ impl Builder<'_> {
     /// JMP to a register or through memory.
     pub(super) fn jump_indirect(&mut self, i: &Instruction) -> Option<()> {
         self.indirect_target(i)?;
-        self.look_up_target();
+        let miss = self.interpreted_target();
+        let entry = self.look_up_target(miss);
+        self.jump_to(entry);
         Some(())
     }
 
@@ -166,10 +171,12 @@ impl Builder<'_> {
     pub(super) fn call_indirect(&mut self, i: &Instruction) -> Option<()> {
         let kept = state(fast(offset_of!(Fast, target)));
         self.indirect_target(i)?;
+        self.check_canonical();
         self.asm.rm(op::MOV_STORE, A, kept);
         self.push_next();
         self.asm.rm(op::MOV, A, kept);
-        self.look_up_target();
+        let entry = self.look_up_target(NotFound::Leave);
+        self.jump_to(entry);
         Some(())
     }
 
@@ -178,72 +185,76 @@ impl Builder<'_> {
         let drop = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
         let place = self.lookup(self.stack(0), self.word() as u8, false);
         self.load(A, place.mem());
-        self.check_canonical();
+        let miss = self.interpreted_target();
+        let entry = self.look_up_target(miss);
         self.move_stack(self.word() + drop);
-        self.look_up_target();
+        self.jump_to(entry);
     }
 
-    /// Jcc.
-    pub(super) fn branch(&mut self, condition: u8, target: i64) -> Option<()> {
+    /// Jcc. `pending` says that flags are needed there and nowhere but in the host's.
+    pub(super) fn branch(&mut self, condition: u8, target: i64, pending: bool) -> Option<()> {
         let target = i32::try_from(target).ok()?;
-        if (0..PAGE).contains(&target) {
-            let hole = self.asm.jcc(condition);
-            self.link(hole, target);
-        } else {
-            let hole = self.asm.jcc(condition ^ 1);
-            self.go_to(target);
-            self.asm.here(hole);
+        let hole = self.asm.jcc(condition);
+        match (0..PAGE).contains(&target) {
+            true => self.link(hole, target, pending),
+            false => self.stubs.push(Stub::Cross { hole, target, pending, offset: self.offset }),
         }
-        self.go_to(i32::from(self.offset) + i32::from(self.len));
         Some(())
     }
 
     /// Goes on at an address relative to this page.
-    pub(super) fn go_to(&mut self, target: i32) {
+    pub(super) fn go_to(&mut self, target: i32, pending: bool) {
         if (0..PAGE).contains(&target) {
             let hole = self.asm.jmp();
-            return self.link(hole, target);
+            return self.link(hole, target, pending);
         }
-        self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, page))));
-        match self.wide {
-            true => self.asm.rm(op::LEA, A, at(A, target)),
-            false => self.asm.rm32(op::LEA, A, at(A, target)),
+        if pending {
+            self.asm.spill_flags(state(fast(offset_of!(Fast, status))), A);
         }
-        self.look_up_target();
+        self.cross(target);
     }
 
     /// Lets `hole` lead to the block at an address of this page: at once if it is this one, later by patching if not.
-    fn link(&mut self, hole: Hole, target: i32) {
+    fn link(&mut self, hole: Hole, target: i32, pending: bool) {
         if target == i32::from(self.start) && !self.alone {
-            return self.asm.fill(hole, 0);
+            return self.asm.fill(hole, if pending { 0 } else { self.entry });
         }
-        let site = self
-            .site(Site { at: super::asm::Asm::place(&hole) as u32, ..Site::new(Kind::Link, target as u16) });
+        let site = self.site(Site {
+            at: super::asm::Asm::place(&hole) as u32,
+            flags_live: pending,
+            forward: target > i32::from(self.start),
+            ..Site::new(Kind::Link, target as u16)
+        });
         self.stubs.push(Stub::Exit { hole, site });
     }
 
-    /// Goes on at the address in A: a probe of the table of translations by linear address.
-    fn look_up_target(&mut self) {
-        const _: () = assert!(size_of::<Jump>() == 1 << 5);
-        self.asm.rr(op::MOV, B, A);
-        self.asm.shift(group::SHR, B, 13);
-        self.asm.rr(op::XOR, B, A);
-        self.asm.rm(op::XOR, B, state(fast(offset_of!(Fast, jump_hash))));
-        self.asm.ri(group::AND, B, JUMPS as i32 - 1);
-        self.asm.shift(group::SHL, B, 5);
+    /// A site for the instruction at hand, an indirect branch, to be done by the interpreter.
+    fn interpreted_target(&mut self) -> NotFound {
+        NotFound::Interpret { site: self.site(Site::new(Kind::Target, self.offset)) }
+    }
+
+    /// Leaves the entry of the address in A in the table of translations by linear address in B.
+    fn look_up_target(&mut self, miss: NotFound) -> Found {
+        self.asm.rm(op::MOV, B, state(fast(offset_of!(Fast, jump_hash))));
+        self.asm.crc32(B, A);
+        self.asm.ri(group::AND, B, JUMP_MASK as i32);
         self.asm.rm(op::ADD, B, state(fast(offset_of!(Fast, jumps))));
         self.asm.rm(op::CMP_STORE, A, at(B, offset_of!(Jump, rip) as i32));
-        let other = self.asm.jcc(cond::NOT_EQUAL);
-        self.stubs.push(Stub::NotFound { hole: other });
+        let hole = self.asm.jcc(cond::NOT_EQUAL);
+        self.stubs.push(Stub::NotFound { hole, miss });
         let keys = [fast(offset_of!(Fast, key)), fast(offset_of!(Fast, global_key))];
         self.asm.rm(op::MOV, A, state(keys[usize::from(self.upper)]));
         self.asm.rm(op::CMP_STORE, A, at(B, offset_of!(Jump, key) as i32));
         let hole = self.asm.jcc(cond::NOT_EQUAL);
         let back = self.asm.len();
-        self.stubs.push(Stub::OtherKey { hole, key: keys[usize::from(!self.upper)], back });
+        self.stubs.push(Stub::OtherKey { hole, key: keys[usize::from(!self.upper)], back, miss });
+        Found
+    }
+
+    /// Goes on at what was found.
+    fn jump_to(&mut self, Found: Found) {
         self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, page) as i32));
         self.asm.rm(op::MOV_STORE, A, state(fast(offset_of!(Fast, page))));
-        self.asm.rm(op::MOV, A, at(B, offset_of!(Jump, code) as i32));
-        self.asm.jmp_r(A);
+        self.asm.jmp_m(at(B, offset_of!(Jump, code) as i32));
     }
 }

@@ -1,8 +1,8 @@
 //! Into translations and out of them.
 //!
 //! [`enter`] loads the guest's registers and jumps to a translation. That leaves through [`leave`], which stores them and returns to the
-//! caller of `enter`; or it calls Rust through [`slow`] and goes on where that says. An exception of the host's processor comes as a signal,
-//! whose handler lets the thread go on at [`leave`].
+//! caller of `enter`; or it calls Rust through [`slow`] and goes on where that says; or it asks [`find`] for another translation. An exception of the host's processor comes as a signal,
+//! whose handler lets the thread go on at [`stop`].
 //!
 //! GS is based at the state block of the processor that runs on the thread; Linux leaves it to programs, and no library uses it.
 
@@ -10,7 +10,8 @@ use std::arch::naked_asm;
 use std::cell::Cell;
 use std::mem::offset_of;
 
-use super::site::FAULTED;
+use super::site::{FAULTED, LOOKED_UP};
+use super::{JUMP_MASK, Jump};
 use crate::cpu::{Cpu, VectorState};
 use crate::exec::Fast;
 use crate::fault::Fault;
@@ -30,6 +31,7 @@ const fn fast(offset: usize) -> usize {
 
 const LIVE: usize = fast(offset_of!(Fast, live));
 const WANTED: usize = fast(offset_of!(Fast, wanted));
+const SITE: usize = fast(offset_of!(Fast, site));
 
 /// Stores the guest's general registers that are in the host's; see the table in `translate`.
 macro_rules! store_registers {
@@ -105,12 +107,74 @@ unsafe extern "sysv64" fn load() {
     )
 }
 
+/// Leaves by the site whose number is in R11; R10 may hold where to.
+///
+/// # Safety
+/// Only translations go here.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn leave() {
+    naked_asm!(
+        "mov gs:[{site}], r11d",
+        "mov gs:[{target}], r10",
+        "jmp {stop}",
+        site = const SITE,
+        target = const fast(offset_of!(Fast, target)),
+        stop = sym stop,
+    )
+}
+
+/// Goes on at the address in R10, if the table has it. If not, or if patience is at an end, leaves: by the site whose number is in R11 in the latter case.
+///
+/// # Safety
+/// Only translations go here.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn find() {
+    naked_asm!(
+        "sub dword ptr gs:[{patience}], 1",
+        "js {leave}",
+        "mov r11, gs:[{hash}]",
+        "crc32 r11, r10",
+        "and r11d, {mask}",
+        "add r11, gs:[{jumps}]",
+        "cmp [r11 + {rip}], r10",
+        "jne 4f",
+        "mov r10, gs:[{own}]",
+        "cmp [r11 + {key}], r10",
+        "jne 3f",
+        "2:",
+        "mov r10, [r11 + {page}]",
+        "mov gs:[{here}], r10",
+        "jmp [r11 + {code}]",
+        "3:",
+        "mov r10, gs:[{global}]",
+        "cmp [r11 + {key}], r10",
+        "je 2b",
+        "mov r10, [r11 + {rip}]",
+        "4:",
+        "mov r11d, {none}",
+        "jmp {leave}",
+        patience = const fast(offset_of!(Fast, patience)),
+        leave = sym leave,
+        hash = const fast(offset_of!(Fast, jump_hash)),
+        mask = const JUMP_MASK,
+        jumps = const fast(offset_of!(Fast, jumps)),
+        rip = const offset_of!(Jump, rip),
+        key = const offset_of!(Jump, key),
+        page = const offset_of!(Jump, page),
+        code = const offset_of!(Jump, code),
+        own = const fast(offset_of!(Fast, key)),
+        global = const fast(offset_of!(Fast, global_key)),
+        here = const fast(offset_of!(Fast, page)),
+        none = const LOOKED_UP,
+    )
+}
+
 /// Stores the guest's general registers and returns to the caller of [`enter`].
 ///
 /// # Safety
-/// Only translations and the signal handler go here.
+/// Only [`leave`] and the signal handler go here.
 #[unsafe(naked)]
-pub(crate) unsafe extern "sysv64" fn leave() {
+pub(crate) unsafe extern "sysv64" fn stop() {
     naked_asm!(
         store_registers!(),
         "cmp byte ptr gs:[{live}], 0",
@@ -123,7 +187,7 @@ pub(crate) unsafe extern "sysv64" fn leave() {
     )
 }
 
-/// Calls [`super::slow::slow`] with what an address lookup left in R10 and R11, and goes on where it says.
+/// Calls [`super::slow::slow`] for the site whose number is in R11, with what an address lookup left in R10, and goes on where it says.
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn slow() {
     naked_asm!(
@@ -135,8 +199,8 @@ pub(super) unsafe extern "sysv64" fn slow() {
         "call {save}",
         "2:",
         "mov rdi, gs:[{this}]",
-        "mov rsi, r10",
-        "mov rdx, r11",
+        "mov esi, r11d",
+        "mov rdx, r10",
         "call {slow}",
         "test rax, rax",
         "je 4f",
@@ -275,7 +339,7 @@ pub(crate) fn find_fault(fault: HostFault) -> Option<u64> {
         (*cpu).fast.host_fault = fault;
         (*cpu).fast.site = FAULTED;
     }
-    Some(leave as *const () as u64)
+    Some(stop as *const () as u64)
 }
 
 /// The guest's exception for one of the host's.

@@ -56,15 +56,7 @@ pub(super) struct Copied {
 impl Form {
     /// Whether its translation ends a block: nothing comes after it.
     pub(super) fn closes(self) -> bool {
-        matches!(
-            self,
-            Self::Jump
-                | Self::Branch(_)
-                | Self::Call
-                | Self::CallIndirect
-                | Self::JumpIndirect
-                | Self::Return
-        )
+        matches!(self, Self::Jump | Self::Call | Self::CallIndirect | Self::JumpIndirect | Self::Return)
     }
 
     /// The form of `i`, in flat code.

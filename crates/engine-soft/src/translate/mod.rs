@@ -16,8 +16,9 @@
 //! Host R10 and R11 are scratch, RSP is the engine's stack, GS is based at the state block ([`crate::cpu::Cpu`]).
 //!
 //! Translations are position-independent: what they need of RIP is the page (`Fast::page`) that they run at, so that one translation
-//! serves all address spaces that map a page of code. Branches within the page are linked by patching; all others are looked up in a table by
-//! linear address and key. Each block looks at its page's version and at the attention word when it is entered.
+//! serves all address spaces that map a page of code. Branches within the page are linked by patching; direct ones to other pages too, for the
+//! page and the key that they were last taken with; all others are looked up in a table by linear address and key. Each block looks
+//! at its page's version and at the attention word when it is entered, but from a block before it in the page.
 //!
 //! | file | what |
 //! |---|---|
@@ -28,6 +29,7 @@
 //! | `memory` | address lookup |
 //! | `copy` | instructions with other registers |
 //! | `branch` | control flow, stack |
+//! | `cross` | direct branches to other pages |
 //! | `system` | frequent system instructions |
 //! | `site` | what is known of places in translations |
 //! | `enter` | into translations and out of them |
@@ -40,6 +42,7 @@ mod asm;
 mod block;
 mod branch;
 mod copy;
+mod cross;
 pub(crate) mod enter;
 mod flags;
 mod form;
@@ -67,7 +70,9 @@ pub(crate) use enter::{HostFault, find_fault};
 pub(crate) use run::Left;
 
 /// Entries of the table by linear address.
-const JUMPS: usize = 1 << 13;
+const JUMPS: usize = 1 << 14;
+/// The bits of a hash that are the offset of an entry in it.
+const JUMP_MASK: usize = (JUMPS - 1) * size_of::<Jump>();
 /// How often a block runs in the interpreter before it is translated.
 const AFTER: u32 = 64;
 /// Sites that a processor may have.
@@ -131,8 +136,10 @@ impl Translator {
         self.jumps.fill(Jump::NONE);
     }
 
-    fn jump_index(rip: u64, hash: u64) -> usize {
-        (rip ^ rip >> 13 ^ hash) as usize % JUMPS
+    /// The place of an address in the table by linear address, as translations compute it.
+    fn place(&mut self, rip: u64, hash: u64) -> &mut Jump {
+        let hash = checksum(hash, rip) as usize & JUMP_MASK;
+        &mut self.jumps[hash / size_of::<Jump>()]
     }
 
     /// What instruction a site is of.
@@ -153,11 +160,28 @@ impl Translator {
     }
 }
 
+/// CRC32 as the instruction computes it.
+fn checksum(start: u64, value: u64) -> u64 {
+    #[target_feature(enable = "sse4.2")]
+    fn native(start: u64, value: u64) -> u64 {
+        std::arch::x86_64::_mm_crc32_u64(start, value)
+    }
+    // SAFETY: [`after`] lets nothing be translated where the host does not have it.
+    unsafe { native(start, value) }
+}
+
 /// After how many runs in the interpreter a block is translated. The environment can say otherwise, to find faults of one tier.
 fn after() -> u32 {
     static SAID: OnceLock<u32> = OnceLock::new();
     let said = || std::env::var("UMBRA_TRANSLATE_AFTER").ok().and_then(|text| text.parse().ok());
-    *SAID.get_or_init(|| said().unwrap_or(AFTER))
+    let decide = || if is_x86_feature_detected!("sse4.2") { said().unwrap_or(AFTER) } else { u32::MAX };
+    *SAID.get_or_init(decide)
+}
+
+/// Whether translations count the instructions they are made of: when statistics are asked for.
+fn counts() -> bool {
+    static ASKED: OnceLock<bool> = OnceLock::new();
+    cfg!(test) || *ASKED.get_or_init(|| std::env::var_os("UMBRA_COUNT").is_some())
 }
 
 /// What of a key goes into the place in the table: programs are mapped in many contexts at the same addresses.

@@ -1,7 +1,9 @@
 //! Running a translation, and linking what it leads to.
 
+use super::asm::Asm;
+use super::cross::{self, Linked};
 use super::enter::{self, exception, prepare_thread};
-use super::site::Kind;
+use super::site::{Kind, Site};
 use crate::cpu::Cpu;
 use crate::decode::Block;
 use crate::exec::{Exit, status_of};
@@ -15,6 +17,8 @@ pub(crate) enum Left {
     Jump,
     /// To an address in the page of the translation; the site can be linked to what is there.
     Link(u32),
+    /// The same, to another page.
+    Cross(u32),
     /// Before a block whose code has changed; its entry can be linked to what is there now.
     Stale(u32),
     /// Something wants attention.
@@ -35,6 +39,7 @@ impl Cpu {
         self.fast.attention = self.port().attention.as_ptr();
         self.fast.slow = enter::slow as *const () as usize;
         self.fast.leave = enter::leave as *const () as usize;
+        self.fast.find = enter::find as *const () as usize;
     }
 
     /// Runs the translation `code` of the block at RIP, and all that it is linked to.
@@ -49,9 +54,16 @@ impl Cpu {
         unsafe { enter::enter(self, code) };
         self.turn_to(Activity::Dispatch);
         let number = self.fast.site;
-        match self.translator.sites[number as usize].kind {
+        let site = self.translator.sites[number as usize];
+        self.rip = match site.kind {
+            Kind::Jump | Kind::Cross => self.fast.target,
+            Kind::Link | Kind::Stale | Kind::Attention => self.fast.page | u64::from(site.offset),
+            _ => self.rip,
+        };
+        match site.kind {
             Kind::Jump => Left::Jump,
             Kind::Link => Left::Link(number),
+            Kind::Cross => Left::Cross(number),
             Kind::Stale => Left::Stale(number),
             Kind::Attention => Left::Attention,
             Kind::Fault => Left::Exit(self.host_fault()),
@@ -84,22 +96,54 @@ impl Cpu {
             return;
         }
         self.sync_translator();
-        let t = &mut *self.translator;
+        let site = |number: u32| self.translator.sites.get(number as usize).copied();
         match left {
-            Left::Jump => self.announce(block.code_at),
-            Left::Link(site) => {
-                if let Some(site) = t.sites.get(site as usize).filter(|s| s.kind == Kind::Link) {
-                    let from = site.at;
-                    t.area.patch(from as usize, block.code_at);
+            Left::Jump => _ = self.announce(block.code_at),
+            Left::Link(number) => {
+                if let Some(site) = site(number).filter(|s| s.kind == Kind::Link) {
+                    self.translator.area.patch(site.at as usize, entry_for(site, block));
                 }
             }
-            Left::Stale(site) => {
-                if let Some(site) = t.sites.get(site as usize).filter(|s| s.kind == Kind::Stale) {
-                    let entry = site.at;
-                    t.area.redirect(entry as usize, block.code_at);
+            Left::Stale(number) => {
+                if let Some(site) = site(number).filter(|s| s.kind == Kind::Stale) {
+                    self.translator.area.redirect(site.at as usize, block.code_at);
+                }
+            }
+            Left::Cross(number) => {
+                if let Some(site) = site(number).filter(|s| s.kind == Kind::Cross) {
+                    self.link_across(number, site, block.code_at);
                 }
             }
             _ => {}
         }
+    }
+
+    /// Links a branch to another page, where RIP now is.
+    fn link_across(&mut self, number: u32, site: Site, code: *const u8) {
+        self.fast.patience = cross::PATIENCE;
+        let global = self.announce(code);
+        if !self.is_linkable() {
+            return;
+        }
+        let (wide, target) = (self.mode.code == 64, site.resume as i32);
+        let page = self.rip.wrapping_sub(target as u64);
+        let page = if wide { page } else { page & 0xffff_ffff };
+        let key = if global { self.fast.global_key } else { self.fast.key };
+        let area = &self.translator.area;
+        let to = area.offset_of(code) as i64 - i64::from(site.at);
+        let mut asm = Asm::default();
+        cross::emit(&mut asm, wide, target, number, Some(Linked { page, key, global, to }));
+        area.overwrite(site.at as usize, &asm.bytes);
+    }
+}
+
+/// Where a link enters a block of its page. A link forward from the same version of the page has no need to look at attention and
+/// version: what leads back does.
+fn entry_for(site: Site, block: &Block) -> *const u8 {
+    let entry = block.code_at;
+    match () {
+        () if site.flags_live && block.spill_at > 0 => entry.wrapping_sub(block.spill_at.into()),
+        () if site.forward && site.version == block.version => entry.wrapping_add(block.light_at.into()),
+        () => entry,
     }
 }

@@ -24,8 +24,12 @@ pub(super) enum Kind {
     Vector(u8),
     /// The host's processor may raise an exception here, and nothing else happens.
     Native,
+    /// The same, an indirect branch whose target was not found; where the interpreter comes to is looked up.
+    Target,
     /// An exit to an address in this page, which can be linked.
     Link,
+    /// An exit to an address off this page, which can be linked; see `cross`.
+    Cross,
     /// An exit because something wants attention.
     Attention,
     /// An exit because the code has changed.
@@ -44,16 +48,19 @@ pub(super) struct Site {
     pub kind: Kind,
     /// Where in its page the guest's instruction is (or, of an exit, where it leads).
     pub offset: u16,
-    /// Status flags are the host's when the instruction runs.
+    /// Status flags are the host's, and needed.
     pub flags_live: bool,
+    /// Of a link: it leads to an address after the start of its own block.
+    pub forward: bool,
     /// The instruction's name: an [`iced_x86::Mnemonic`].
     pub mnemonic: u16,
     /// The version of the page that was translated.
     pub version: u32,
-    /// An offset into the area: where to try again; of a native instruction, where it is; of a link, its displacement; of a stale
-    /// block, its entry.
+    /// An offset into the area: where to try again; of a native instruction, where it is; of a link, its displacement; of a jump to
+    /// another page, its start; of a stale block, its entry.
     pub at: u32,
-    /// Where to go on after the interpreter did the instruction; 0 to leave.
+    /// Where to go on after the interpreter did the instruction; 0 to leave. Of a jump to another page: where it leads, in bytes from the
+    /// start of this page (an `i32`).
     pub resume: u32,
     /// The instruction as a block of its own, once it has been needed.
     pub alone: BlockId,
@@ -67,6 +74,7 @@ impl Site {
             kind,
             offset,
             flags_live: false,
+            forward: false,
             mnemonic: 0,
             version: 0,
             at: 0,

@@ -1,7 +1,7 @@
 //! What translations call: a TLB fill, vector registers, or the interpreter for one instruction.
 
 use super::Translator;
-use super::site::{INTERPRETED, Kind, Site};
+use super::site::{INTERPRETED, Kind, LOOKED_UP, Site};
 use crate::cpu::Cpu;
 use crate::decode::Block;
 use crate::exec::Exit;
@@ -10,27 +10,28 @@ use crate::mmu::{Class, NO_CONTEXT};
 use crate::operand::is_canonical;
 use crate::vm::{Activity, count};
 
-/// The slow path of the site in `Fast::site`. For an access, `tag` is what the TLB was asked for and `entry` the entry that was asked.
-/// Gives the host's address to go on at, or 0 to leave the translation, with `Fast::exit` set.
+/// The slow path of a site. For an access, `tag` is what the TLB was asked for. Gives the host's address to go on at, or 0 to leave the translation, with `Fast::exit` set.
 ///
 /// # Safety
 /// `enter::slow` calls it, with the state block stored.
-pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, tag: u64, entry: *const u8) -> usize {
+pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, number: u32, tag: u64) -> usize {
     // SAFETY: while a translation runs only it uses the state block, and it waits for this call.
     let cpu = unsafe { &mut *cpu };
     cpu.turn_to(Activity::Miss);
-    let to = cpu.take_slow_path(tag, entry);
+    let to = cpu.take_slow_path(number, tag);
     cpu.turn_to(Activity::Translated);
     to
 }
 
 impl Cpu {
-    fn take_slow_path(&mut self, tag: u64, entry: *const u8) -> usize {
-        let number = self.fast.site as usize;
+    fn take_slow_path(&mut self, number: u32, tag: u64) -> usize {
+        // For those who sample what this is about.
+        self.fast.site = number;
+        let number = number as usize;
         let site = self.translator.sites[number];
         self.rip = self.fast.page | u64::from(site.offset);
         match site.kind {
-            Kind::Access { write } if self.fill(tag, entry, write) => {
+            Kind::Access { write } if self.fill(tag, write) => {
                 return self.translator.address(site.at);
             }
             Kind::Vector(bit) => match self.wanted_vectors(bit) {
@@ -58,14 +59,16 @@ impl Translator {
 
 impl Cpu {
     /// Fills the TLB for an access. Whether asking again will find it.
-    fn fill(&mut self, tag: u64, entry: *const u8, write: bool) -> bool {
+    fn fill(&mut self, tag: u64, write: bool) -> bool {
         let linear = tag & !0xfff;
         if self.fast.context == NO_CONTEXT || tag & 0xfff != self.fast.context || !is_canonical(linear) {
             return false;
         }
         let asked = self.tlb.entry_of(self.fast.tlb_base, linear);
-        if !std::ptr::eq(asked.cast::<u8>(), entry) {
-            // It crosses a page.
+        // SAFETY: it is the address of an entry of this processor's TLB.
+        let has = || unsafe { tag == if write { (*asked).write } else { (*asked).read } };
+        if has() {
+            // The page of the last byte is there: the first byte is on another.
             return false;
         }
         let class = self.class();
@@ -73,9 +76,7 @@ impl Cpu {
         if self.mode.code != 64 && linear > 0xffff_ffff || self.page(linear, class, write).is_err() {
             return false;
         }
-        // SAFETY: it is the address of an entry of this processor's TLB.
-        let asked = unsafe { *asked };
-        tag == if write { asked.write } else { asked.read }
+        has()
     }
 
     fn leave_with(&mut self, exit: Exit, fault: Option<Fault>) -> usize {
@@ -120,6 +121,10 @@ impl Cpu {
             Exit::Taken | Exit::Jump if !is_canonical(self.rip) || self.rip > self.fast.rip_max => {
                 self.rip = start;
                 self.leave_with(Exit::Fault, Some(Fault::GP0))
+            }
+            Exit::Jump if site.kind == Kind::Target => {
+                (self.fast.target, self.fast.site) = (self.rip, LOOKED_UP);
+                0
             }
             exit => self.leave_with(exit, None),
         }

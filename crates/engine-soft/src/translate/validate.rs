@@ -77,11 +77,11 @@ fn is_wanted() -> bool {
     cfg!(debug_assertions) || *ASKED.get_or_init(|| std::env::var_os("UMBRA_VALIDATE").is_some())
 }
 
-/// Validates the translation of a block before it is made runnable.
+/// Validates the translation of a block, which is entered at its own entries besides its start, before it is made runnable.
 ///
 /// # Panics
 /// It is not valid: running it could let the guest out.
-pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site]) {
+pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site], own: [usize; 2]) {
     if !is_wanted() {
         return;
     }
@@ -91,7 +91,7 @@ pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site]) {
         Kind::Call => vec![site.resume],
         _ => vec![],
     });
-    let entries = entries.collect();
+    let entries = own.into_iter().map(|at| at as u32).chain(entries).collect();
     let given = &Given { version, entries };
     #[cfg(test)]
     seen::note(code, given);

@@ -78,7 +78,7 @@ pub fn set_tpr(cpu: &mut Cpu, value: u8) {
 
 /// PAUSE: the guest waits for another of its processors, which may be waiting for the host's.
 pub fn pause(cpu: &mut Cpu) {
-    cpu.spin.pause(cpu.fast.instructions.wrapping_add(cpu.fast.translated));
+    cpu.spin.pause(super::host_tsc());
     if cpu.spin.lasts() {
         cpu.leave_world();
         std::thread::yield_now();

@@ -3,9 +3,9 @@
 //! Where a machine has more processors than the host has free ones, such a loop would last until the host's scheduler ends its turn,
 //! some milliseconds, while the processor it waits for does not run. So after a while it gives its turn away.
 
-/// Instructions from one PAUSE to the next in a loop that does nothing but wait. (The longest is Linux's while it stops all its
-/// processors: it tells watchdog and RCU that it lives.)
-const LOOP_INSTRUCTIONS: u64 = 256;
+/// Ticks of the host's time-stamp counter, about, from one PAUSE to the next in a loop that does nothing but wait. (The longest is Linux's while it
+/// stops all its processors: it tells watchdog and RCU that it lives.)
+const LOOP_TICKS: u64 = 6000;
 /// PAUSEs after which the wait counts as a long one: some ten microseconds.
 const PATIENCE: u32 = 128;
 /// PAUSEs between two turns given away.
@@ -16,17 +16,16 @@ const BETWEEN: u32 = 32;
 pub struct Spin {
     /// PAUSEs in a row.
     pauses: u32,
-    /// Instructions executed at the latest one.
+    /// When the latest one was.
     at: u64,
 }
 
 impl Spin {
-    /// A PAUSE, when so many instructions have been executed.
-    pub fn pause(&mut self, instructions: u64) {
-        // The count starts anew now and then; that ends a wait too.
-        let is_next = instructions.wrapping_sub(self.at) <= LOOP_INSTRUCTIONS;
+    /// A PAUSE, by the host's time-stamp counter.
+    pub fn pause(&mut self, now: u64) {
+        let is_next = now.wrapping_sub(self.at) <= LOOP_TICKS;
         self.pauses = if is_next { self.pauses + 1 } else { 0 };
-        self.at = instructions;
+        self.at = now;
     }
 
     /// Whether it has waited for so long that it shall give its turn away; after that it begins to wait anew, for less long.
@@ -54,9 +53,9 @@ mod tests {
                 })
                 .count() as u64
         };
-        assert_eq!(run(300, 10_000), 0, "it works between its PAUSEs");
-        let given = run(4, 1128);
+        assert_eq!(run(30_000, 10_000), 0, "it works between its PAUSEs");
+        let given = run(400, 1128);
         assert!((30..=40).contains(&given), "{given}");
-        assert_eq!(run(4, 50), 0, "a short one, after others");
+        assert_eq!(run(400, 50), 0, "a short one, after others");
     }
 }

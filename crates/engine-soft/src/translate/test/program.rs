@@ -22,12 +22,12 @@ pub(super) const PROGRAMS: &[(&str, u32, &str)] = &[
     ("absolute address", 64, "8b042578563412c704250010008001000000eb3e"),
     // add rax,rbx; mov rcx,[rdx]; adc rcx,0; setc dl; jmp .+0x40
     ("flags across a load", 64, "4801d8488b0a4883d1000f92c2eb3e"),
-    // mov rcx,[rdx]; cmp rcx,rbx; jne .+0x40
-    ("flags to a branch", 64, "488b0a4839d9753e"),
-    // dec rcx; jne .-3
-    ("loop", 64, "48ffc975fb"),
-    // test eax,eax; js .+0x2000
-    ("branch off the page", 64, "85c00f88fa1f0000"),
+    // mov rcx,[rdx]; cmp rcx,rbx; jne .+0x40; jmp .+0x40
+    ("flags to a branch", 64, "488b0a4839d9753eeb3e"),
+    // dec rcx; jne .-3; jmp .+0x40
+    ("loop", 64, "48ffc975fbeb3e"),
+    // test eax,eax; js .+0x2000; jmp .+0x40
+    ("branch off the page", 64, "85c00f88fa1f0000eb3e"),
     // mov eax,1; jmp .+0x5000
     ("jump off the page", 64, "b801000000e9fb4f0000"),
     // push rbp; push r10; push 0x12; push 0x12345678; push -2; pop r11; pop rbx; pop rsp; jmp .+0x40
@@ -48,8 +48,8 @@ pub(super) const PROGRAMS: &[(&str, u32, &str)] = &[
     ("return that drops", 64, "c21000"),
     // movaps xmm0,[rdi]; addps xmm0,xmm1; movups [rsi+rax],xmm0; jmp .+0x40
     ("packed single", 64, "0f28070f58c10f110406eb3e"),
-    // cvtsi2sd xmm0,rax; mulsd xmm0,[rbx]; ucomisd xmm0,xmm2; ja .+0x40
-    ("scalar double", 64, "f2480f2ac0f20f5903660f2ec2773e"),
+    // cvtsi2sd xmm0,rax; mulsd xmm0,[rbx]; ucomisd xmm0,xmm2; ja .+0x40; jmp .+0x40
+    ("scalar double", 64, "f2480f2ac0f20f5903660f2ec2773eeb3e"),
     // vpaddd ymm1,ymm2,[rdi]; vpmovmskb eax,ymm1; vzeroupper; jmp .+0x40
     ("avx", 64, "c5edfe0fc5fdd7c1c5f877eb3e"),
     // xor edx,edx; div rcx; idiv dword ptr [rbx]; jmp .+0x40

@@ -223,7 +223,9 @@ fn checks_that_are_missing_or_wrong_are_found() {
     assert_eq!(changed("store", compares, |i| i.set_memory_displacement64(16)), unchecked);
     assert_eq!(changed("load", compares, |i| i.set_op1_register(Register::RBX)), unchecked);
     // Fewer bytes than are accessed; more than a page.
-    let is_beyond = |i: &Instruction| i.code() == Code::Lea_r64_m && i.op0_register() == Register::R10;
+    let is_beyond = |i: &Instruction| {
+        i.code() == Code::Lea_r64_m && i.memory_base() == Register::RBX && i.op0_register() == Register::R10
+    };
     assert_eq!(changed("load", is_beyond, |i| i.set_memory_displacement64(8 + 6)), unchecked);
     assert_eq!(changed("load", is_beyond, |i| i.set_memory_base(Register::RCX)), unchecked);
     let is_page = |i: &Instruction| i.code() == Code::And_rm64_imm32 && i.op0_register() == Register::R10;
@@ -268,8 +270,9 @@ fn jumps_that_lead_astray_are_found() {
     assert_eq!(changed("load", is_jcc, |i| i.set_near_branch64(0x1000)), target);
     let is_leaving = |i: &Instruction| i.code() == Code::Jmp_rm64 && i.memory_segment() == Register::GS;
     assert_eq!(changed("load", is_leaving, |i| i.set_memory_displacement64(0)), target);
-    let goes = |i: &Instruction| i.code() == Code::Jmp_rm64 && i.op0_register() == Register::R10;
-    assert_eq!(changed("jumps by register", goes, |i| i.set_op0_register(Register::RAX)), target);
+    let goes = |i: &Instruction| i.code() == Code::Jmp_rm64 && i.memory_base() == Register::R11;
+    assert_eq!(changed("jumps by register", goes, |i| i.set_memory_base(Register::RAX)), target);
+    assert_eq!(changed("jumps by register", goes, |i| i.set_memory_displacement64(0)), Some(Why::Unchecked));
     assert!(unbranched("jumps by register", compares).is_some());
     let is_key = |i: &Instruction| compares(i) && i.memory_displacement64() == 8;
     assert_eq!(

@@ -8,13 +8,12 @@ use iced_x86::{Code as C, Instruction, InstructionInfo, InstructionInfoFactory, 
 use super::field::{self, Kind};
 use super::{Given, Why};
 use crate::mmu::{ENTRIES, Entry};
-use crate::translate::{JUMPS, Jump};
+use crate::translate::{JUMP_MASK, Jump};
 
 const PAGE: i64 = 4096;
 /// The shift that makes an offset into a class of the TLB of an address, with [`INDEX`].
 const INDEX_SHIFT: u64 = 12 - size_of::<Entry>().trailing_zeros() as u64;
 const INDEX: u64 = ((ENTRIES - 1) * size_of::<Entry>()) as u64;
-const JUMP_SHIFT: u64 = size_of::<Jump>().trailing_zeros() as u64;
 
 /// A number: one that has a name, and what has been added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,8 +47,7 @@ enum Value {
     Tag(Number),
     /// The key that entries of the table by linear address must be of.
     Key,
-    /// An entry's number in that table, then its offset.
-    Place,
+    /// An entry's offset in that table.
     Offset,
     // From here on: addresses of the host.
     /// The TLB entry that an address has.
@@ -65,8 +63,6 @@ enum Value {
     Class,
     /// What is of no use any more, or never was.
     Stale,
-    /// Code.
-    Code,
 }
 
 /// What the flags tell if they say "equal".
@@ -130,10 +126,7 @@ impl Names {
 impl Value {
     fn is_address(self) -> bool {
         use Value as V;
-        matches!(
-            self,
-            V::Entry(_) | V::Addend(_) | V::Host(..) | V::Word | V::Jump(_) | V::Class | V::Stale | V::Code
-        )
+        matches!(self, V::Entry(_) | V::Addend(_) | V::Host(..) | V::Word | V::Jump(_) | V::Class | V::Stale)
     }
 }
 
@@ -286,7 +279,6 @@ impl State {
         use Value as V;
         let (one, two) = (self.get(i.op0_register()), self.get(i.op1_register()));
         let value = match i.code() {
-            C::Jmp_rm64 if one == Some(V::Code) => return Ok(Outcome::Other),
             C::Jmp_rm64 => return Err(Why::Target),
             C::Mov_r64_rm64 | C::Mov_rm64_r64 => two,
             C::Mov_r32_rm32 | C::Mov_rm32_r32 => {
@@ -328,7 +320,6 @@ impl State {
                 return self.state_block(i, size, write, names);
             }
             Register::GS | Register::FS => return Err(Why::StateBlock),
-            _ if i.code() == C::Jmp_rm64 => return Err(Why::Target),
             _ => {}
         }
         let is_plain = |r: Register| r == Register::None || r.is_gpr64();
@@ -341,6 +332,7 @@ impl State {
         match (self.get(base), index) {
             (Some(V::Entry(n)), None) => self.entry(i, n, disp, names),
             (Some(V::Jump(jump)), None) => self.jump(i, jump, disp, names),
+            _ if i.code() == C::Jmp_rm64 => Err(Why::Target),
             (Some(V::Word), None) if disp == 0 && size == 4 && !write => Ok(Outcome::Other),
             (Some(V::Host(n, checked)), None)
             | (Some(V::Addend(checked)), Some((V::Number(n), 1)))
@@ -390,6 +382,7 @@ impl State {
             (Kind::Attention, C::Mov_r64_rm64, _) => V::Word,
             (Kind::Class, C::Mov_r64_rm64, _) => V::Class,
             (Kind::Key, C::Mov_r64_rm64, _) => V::Key,
+            (Kind::Key, C::Cmp_r64_rm64, _) => return Ok(Outcome::Other),
             _ => return Err(Why::StateBlock),
         };
         Ok(Outcome::Value(value))
@@ -455,9 +448,9 @@ impl State {
                 self.equal = Some(Fact::Key(jump));
             }
             (C::Mov_r64_rm64, RIP | PAGE) => return Ok(Outcome::Value(names.number())),
-            (C::Mov_r64_rm64, CODE) => {
+            (C::Jmp_rm64, CODE) => {
                 let found = [Fact::Rip(jump), Fact::Key(jump)].iter().all(|f| self.facts.contains(f));
-                return if found { Ok(Outcome::Value(Value::Code)) } else { Err(Why::Target) };
+                return if found { Ok(Outcome::Other) } else { Err(Why::Target) };
             }
             _ => return Err(Why::Unchecked),
         }
@@ -471,13 +464,12 @@ fn shape(i: &Instruction, value: Value) -> Option<Value> {
     let operand = i.immediate(1);
     let value = match (i.code(), value) {
         (C::Shr_rm64_imm8, V::Number(n)) if operand == INDEX_SHIFT => V::Shifted(n),
-        (C::Shl_rm64_imm8, V::Place) if operand == JUMP_SHIFT => V::Offset,
         (C::And_rm64_imm8 | C::And_rm64_imm32, V::Shifted(n)) if operand == INDEX => V::Index(n),
         (C::And_rm64_imm8 | C::And_rm64_imm32, V::Number(n)) if operand == PAGE.wrapping_neg() as u64 => {
             V::Page(n)
         }
-        (C::And_rm64_imm8 | C::And_rm64_imm32, v) if operand == JUMPS as u64 - 1 && !v.is_address() => {
-            V::Place
+        (C::And_rm64_imm8 | C::And_rm64_imm32, v) if operand == JUMP_MASK as u64 && !v.is_address() => {
+            V::Offset
         }
         (C::Add_rm64_imm8 | C::Add_rm64_imm32, V::Number(n)) => {
             V::Number(Number { plus: n.plus.wrapping_add(operand as i64), ..n })
