@@ -58,7 +58,9 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let verdict = tool.progress(parsed).run(|task| compare(&first, &second, strict, task))?;
     let unequal_sizes = first.size() != second.size();
     match verdict {
-        Verdict::Same | Verdict::Differ(_, Where::Behind) if unequal_sizes => say("Warning: Image size mismatch!\n"),
+        Verdict::Same | Verdict::Differ(_, Where::Behind) if unequal_sizes => {
+            say("Warning: Image size mismatch!\n")
+        }
         _ => {}
     }
     match verdict {
@@ -84,7 +86,10 @@ fn compare(first: &Disk, second: &Disk, strict: bool, task: &Task<'_>) -> Outcom
         let other = status(second, at, common - at)?;
         let len = one.len.min(other.len);
         if strict && kind(&one) != kind(&other) {
-            return Ok(Verdict::Differ(format!("Strict mode: Offset {at} block status mismatch!"), Where::Common));
+            return Ok(Verdict::Differ(
+                format!("Strict mode: Offset {at} block status mismatch!"),
+                Where::Common,
+            ));
         }
         let mismatch = match (one.zero, other.zero) {
             (true, true) => None,

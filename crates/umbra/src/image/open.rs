@@ -4,8 +4,9 @@ use std::io::Read;
 use std::sync::Arc;
 
 use umbra_block::{
-    Access, BackingSpec, DetectZeroes, Discard, Disk, Environment, Error, FileSpec, FileStorageSpec, HostFiles,
-    IoBuf, IoSrc, LockMode, NodeSpec, Opener, Options, Result as BlockResult, Run, Storage, StorageInfo,
+    Access, BackingSpec, DetectZeroes, Discard, Disk, Environment, Error, FileSpec, FileStorageSpec,
+    HostFiles, IoBuf, IoSrc, LockMode, NodeSpec, Opener, Options, Result as BlockResult, Run, Storage,
+    StorageInfo,
 };
 
 use super::failure::{Doing, Failure, Outcome};

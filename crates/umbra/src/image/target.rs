@@ -234,7 +234,11 @@ pub fn option_help(driver: &dyn FormatDriver, amend: bool) -> String {
     if WITH_BACKING.contains(&driver.name()) {
         put("backing_file", "str", "File name of a base image");
         let only_own = driver.name() == "vmdk";
-        put("backing_fmt", "str", if only_own { "Must be 'vmdk' if present" } else { "Image format of the base image" });
+        put(
+            "backing_fmt",
+            "str",
+            if only_own { "Must be 'vmdk' if present" } else { "Image format of the base image" },
+        );
     }
     let own = |name: &str| !amend && AMEND_ONLY.contains(&name.trim_start_matches("encrypt."));
     for spec in driver.create_options().iter().filter(|spec| (!amend || spec.amendable) && !own(spec.name)) {

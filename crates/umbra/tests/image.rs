@@ -1,0 +1,258 @@
+//! `umbra image` beside the real `qemu-img`: the same words give the same answers, and each reads what the other writes.
+//!
+//! The reference is `qemu-img` 10.0 (Debian package qemu-utils): `$UMBRA_QEMU_IMG`, the one that `cargo xtask deps` has
+//! unpacked, or that of the machine. Where there is none the tests say so.
+
+#[path = "image/tools.rs"]
+mod tools;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tools::{Pair, Tool, pattern, plain};
+
+/// Words of a command line, in which apostrophes and quotes may stand.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for letter in line.chars() {
+        match (quote, letter) {
+            (None, '\'' | '"') => (quote, word) = (Some(letter), Some(word.unwrap_or_default())),
+            (Some(open), _) if letter == open => quote = None,
+            (None, ' ') => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+#[test]
+fn the_same_words_give_the_same_answers() {
+    let Some(pair) = Pair::new() else { return };
+    pair.write("source.raw", &pattern(3 << 20));
+    let mut wrong = Vec::new();
+    for line in include_str!("image/commands.txt").lines().filter(|line| !line.starts_with('#')) {
+        let (mark, command) = line.split_at(2);
+        let words = words(command);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let (ours, theirs) = (pair.ours.run(&words), pair.theirs.run(&words));
+        let same_errors = ours.errors == theirs.errors || mark.starts_with('~');
+        if ours.code != theirs.code || plain(&ours.output) != plain(&theirs.output) || !same_errors {
+            wrong.push(format!("{command}\n  ours:   {ours:?}\n  theirs: {theirs:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Formats and options that both tools write.
+const KINDS: [(&str, &str); 18] = [
+    ("raw", ""),
+    ("qcow2", ""),
+    ("qcow2", "compat=0.10"),
+    ("qcow2", "cluster_size=512"),
+    ("qcow2", "cluster_size=2M,refcount_bits=64"),
+    ("qcow2", "extended_l2=on"),
+    ("qcow2", "refcount_bits=1"),
+    ("qcow2", "preallocation=metadata"),
+    ("vdi", ""),
+    ("vdi", "static=on"),
+    ("vpc", ""),
+    ("vpc", "subformat=fixed"),
+    ("vmdk", ""),
+    ("vmdk", "subformat=monolithicFlat"),
+    ("vmdk", "subformat=twoGbMaxExtentSparse"),
+    ("vmdk", "subformat=twoGbMaxExtentFlat"),
+    ("vhdx", ""),
+    ("vhdx", "subformat=fixed"),
+];
+
+fn convert(tool: &Tool, from: &str, format: &str, options: &str, to: &str, more: &[&str]) {
+    let mut words = vec!["convert", "-f", from, "-O", format];
+    if !options.is_empty() {
+        words.extend(["-o", options]);
+    }
+    words.extend(more);
+    words.extend(["source", to]);
+    tool.succeed(&words);
+}
+
+#[test]
+fn each_reads_what_the_other_writes() {
+    let Some(pair) = Pair::new() else { return };
+    let source = pattern(5 << 20);
+    for (format, options) in KINDS {
+        let (writers, readers) = ([&pair.ours, &pair.theirs], [&pair.theirs, &pair.ours]);
+        for (writer, reader) in writers.into_iter().zip(readers) {
+            writer.write("source", &source);
+            convert(writer, "raw", format, options, "image", &[]);
+            let image = writer.path("image");
+            reader.write("source", &source);
+            let what = format!("{format} {options} by {}", writer.name);
+            let done = reader.run(&["compare", "-f", "raw", "-F", format, "source", &image]);
+            assert_eq!(done.code, 0, "{what}: {done:?}");
+            let done = reader.run(&["check", "-f", format, &image]);
+            assert!([0, 63].contains(&done.code), "{what}: {done:?}");
+            if format != "vhdx" {
+                // VHDX images have no map with qemu-img.
+                let words = ["map", "-f", format, "--output=json", &image];
+                let (ours, theirs) = (pair.ours.run(&words), pair.theirs.run(&words));
+                let (ours, theirs) = (data_of(&ours.output), data_of(&theirs.output));
+                // Where qemu-img does not ask the file for holes, ours tells of less data; never of more.
+                let told = |run: &(u64, u64)| theirs.iter().any(|other| other.0 <= run.0 && run.1 <= other.1);
+                assert!(ours.iter().all(told), "{what}: {ours:?} is not in {theirs:?}");
+                assert_eq!(ours.is_empty(), theirs.is_empty(), "{what}");
+            }
+        }
+    }
+}
+
+/// Where data is, by offsets of the disk; whether a hole of a flat file is told as data differs.
+fn data_of(map: &str) -> Vec<(u64, u64)> {
+    let list: serde_json::Value = serde_json::from_str(map).expect(map);
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for entry in list.as_array().expect("an array") {
+        if entry["zero"] == true {
+            continue;
+        }
+        let start = entry["start"].as_u64().expect("a number");
+        let end = start + entry["length"].as_u64().expect("a number");
+        match runs.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => runs.push((start, end)),
+        }
+    }
+    runs
+}
+
+#[test]
+fn compressed_images_are_read_by_the_other() {
+    let Some(pair) = Pair::new() else { return };
+    let noise = pattern(4 << 20);
+    // What does not get smaller stays as it is in qcow2, and has no place in a stream.
+    let text = b"text to compress".repeat(1 << 16);
+    for (format, options) in
+        [("qcow2", ""), ("qcow2", "compression_type=zstd"), ("vmdk", "subformat=streamOptimized")]
+    {
+        for (writer, reader) in [(&pair.ours, &pair.theirs), (&pair.theirs, &pair.ours)] {
+            let mut source = if format == "qcow2" { noise.clone() } else { vec![0; 4 << 20] };
+            source[1 << 20..2 << 20].copy_from_slice(&text);
+            writer.write("source", &source);
+            convert(writer, "raw", format, options, "image", &["-c"]);
+            reader.write("source", &source);
+            let image = writer.path("image");
+            let done = reader.run(&["compare", "-f", "raw", "-F", format, "source", &image]);
+            assert_eq!(done.code, 0, "{format} {options} by {}: {done:?}", writer.name);
+            assert!(std::fs::metadata(&image).unwrap().len() < source.len() as u64);
+        }
+    }
+}
+
+#[test]
+fn images_that_qemu_made_are_written_into() {
+    let Some(pair) = Pair::new() else { return };
+    for (format, options) in KINDS.into_iter().filter(|(format, _)| *format != "raw") {
+        let options = if options.is_empty() { "size=6M".to_owned() } else { format!("{options},size=6M") };
+        pair.theirs.succeed(&["create", "-q", "-f", format, "-o", &options, "image"]);
+        let image = pair.theirs.path("image");
+        let source = pattern(6 << 20);
+        pair.ours.write("source", &source);
+        pair.ours.succeed(&["convert", "-n", "-f", "raw", "-O", format, "source", &image]);
+        pair.theirs.write("source", &source);
+        let done = pair.theirs.run(&["compare", "-f", "raw", "-F", format, "source", &image]);
+        assert_eq!(done.code, 0, "{format} {options}: {done:?}");
+        let done = pair.theirs.run(&["check", "-f", format, &image]);
+        assert!([0, 63].contains(&done.code), "{format} {options}: {done:?}");
+    }
+}
+
+#[test]
+fn commit_and_rebase_keep_the_content() {
+    let Some(pair) = Pair::new() else { return };
+    let ours = &pair.ours;
+    ours.write("source", &pattern(3 << 20));
+    convert(ours, "raw", "qcow2", "", "base.qcow2", &[]);
+    ours.succeed(&["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", "4M"]);
+    let other = pattern(2 << 20).into_iter().map(|byte| byte ^ 0x55).collect::<Vec<u8>>();
+    ours.write("source", &other);
+    ours.succeed(&["convert", "-n", "-f", "raw", "-O", "qcow2", "source", "top.qcow2"]);
+    ours.succeed(&["convert", "-O", "raw", "top.qcow2", "before"]);
+    // To another base, and to none.
+    ours.succeed(&["create", "-q", "-f", "qcow2", "empty.qcow2", "4M"]);
+    for (backing, format) in [("empty.qcow2", "qcow2"), ("base.qcow2", "qcow2")] {
+        ours.succeed(&["rebase", "-b", backing, "-F", format, "top.qcow2"]);
+        let same = pair.theirs.run(&["compare", "-f", "raw", &ours.path("before"), &ours.path("top.qcow2")]);
+        assert_eq!(same.code, 0, "{same:?}");
+        ours.succeed(&["check", "top.qcow2"]);
+    }
+    ours.succeed(&["commit", "-q", "-d", "top.qcow2"]);
+    let same = pair.theirs.run(&["compare", "-f", "raw", &ours.path("before"), &ours.path("base.qcow2")]);
+    assert_eq!(same.code, 0, "{same:?}");
+    ours.succeed(&["check", "base.qcow2"]);
+    ours.succeed(&["rebase", "-b", "", "top.qcow2"]);
+    assert!(!ours.succeed(&["info", "top.qcow2"]).contains("backing file"));
+    let same = pair.theirs.run(&["compare", "-f", "raw", &ours.path("before"), &ours.path("top.qcow2")]);
+    assert_eq!(same.code, 0, "{same:?}");
+}
+
+#[test]
+fn an_interrupted_copy_leaves_nothing() {
+    let ours = Tool::ours();
+    let source = pattern(8 << 20);
+    ours.write("source", &source);
+    for (format, option) in [("qcow2", "lazy_refcounts=off"), ("vmdk", "subformat=twoGbMaxExtentFlat")] {
+        let mut child = Command::new(&ours.program)
+            .args(["convert", "-f", "raw", "-r", "1M", "-O", format, "-o", option, "source", "target"])
+            .current_dir(&ours.folder)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let began = std::time::Instant::now();
+        while !std::path::Path::new(&ours.path("target")).exists()
+            && began.elapsed() < Duration::from_secs(20)
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{format}");
+        let left: Vec<_> =
+            std::fs::read_dir(&ours.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let left: Vec<_> = left.into_iter().filter(|name| name != "qemu-img" && name != "source").collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert!(std::fs::read(ours.path("source")).unwrap() == source);
+    }
+}
+
+#[test]
+fn it_answers_by_both_names() {
+    let umbra = Command::new(env!("CARGO_BIN_EXE_umbra")).args(["image", "bogus"]).output().unwrap();
+    let text = String::from_utf8_lossy(&umbra.stderr);
+    assert_eq!(text, "umbra image: Command not found: bogus\nTry 'umbra image --help' for more info\n");
+    let ours = Tool::ours();
+    assert!(ours.succeed(&["--version"]).starts_with("qemu-img version 10.0"));
+    assert!(ours.succeed(&["convert", "--help"]).contains("--target-is-zero"));
+    ours.succeed(&["create", "-q", "-f", "qcow2", "a.qcow2", "1M"]);
+    ours.succeed(&["snapshot", "-c", "first", "a.qcow2"]);
+    ours.succeed(&["create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "b.qcow2"]);
+    let tree = ours.succeed(&["tree", "b.qcow2"]);
+    let lines: Vec<&str> = tree.lines().collect();
+    assert!(lines[0].starts_with("a.qcow2 (qcow2, 1 MiB;"), "{tree}");
+    assert!(lines[1].starts_with("├─ snapshot 1 'first', 20"), "{tree}");
+    assert!(lines[2].starts_with("└─ b.qcow2 (qcow2, 1 MiB;"), "{tree}");
+    let before = std::fs::read(ours.path("a.qcow2")).unwrap();
+    assert!(ours.succeed(&["resize", "--dry-run", "a.qcow2", "2M"]).contains("from 1 MiB to 2 MiB"));
+    assert!(std::fs::read(ours.path("a.qcow2")).unwrap() == before, "a dry run changes nothing");
+}
+
+#[test]
+fn an_image_may_not_name_files_where_that_is_refused() {
+    let ours = Tool::ours();
+    ours.succeed(&["create", "-q", "-f", "qcow2", "base.qcow2", "1M"]);
+    ours.succeed(&["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"]);
+    ours.succeed(&["map", "top.qcow2"]);
+    let refused = ours.run(&["map", "--no-implicit-backing", "top.qcow2"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.errors.contains("base.qcow2"), "{refused:?}");
+}
