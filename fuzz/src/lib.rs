@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 mod board;
+mod image;
 mod input;
 mod record;
 
@@ -10,5 +11,6 @@ pub mod disk;
 pub mod guest;
 
 pub use board::Board;
+pub use image::{crc32c, image_of, input_of};
 pub use input::Input;
 pub use record::{alter, load_altered, load_record, repair_checksums};

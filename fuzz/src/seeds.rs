@@ -7,10 +7,10 @@ use std::sync::Arc;
 // The coverage counters that this program is built with as well want the fuzzer's runtime.
 use libfuzzer_sys as _;
 use umbra_block::{
-    Access, CreateOptions, Disk, FileSpec, FileStorageSpec, MemoryStorage, SnapshotInfo, Storage, StorageExt,
-    Task,
+    Access, CreateOptions, Disk, Environment, FileSpec, FileStorageSpec, MemoryStorage, Registry,
+    SnapshotInfo, Storage, StorageExt, Task,
 };
-use umbra_fuzz::{Input, disk, guest};
+use umbra_fuzz::{Input, disk, guest, input_of};
 use umbra_machine::{CpuModel, Machine, MachineSpec};
 use umbra_state::{ChunkKind, ContainerWriter, Field, Record, Saved};
 
@@ -38,6 +38,38 @@ fn states(seeds: &Seeds<'_>) {
     let state = guest::power_on(0).to_record("vcpu0");
     seeds.put("engine_cpu_state", "power-on", &[&[1], &state.bytes]);
     seeds.put("engine_cpu_state", "altered", &[&[0, 2, 8, 0, 1, 90, 0, 0xff]]);
+}
+
+/// New images of other systems' formats, and as their options have them.
+fn foreign_images(seeds: &Seeds<'_>) {
+    let mut registry = Registry::empty();
+    umbra_block_formats::register(&mut registry);
+    let environment = Environment::new(registry.clone());
+    let kinds = [
+        ("", ""),
+        ("subformat", "streamOptimized"),
+        ("static", "on"),
+        ("force_size", "on"),
+        ("zeroed_grain", "on"),
+    ];
+    for (number, driver) in registry.iter().enumerate() {
+        for (index, (name, value)) in kinds.into_iter().enumerate() {
+            let mut options = CreateOptions { size: 9 << 20, ..CreateOptions::default() };
+            if !name.is_empty() {
+                options.options.set(name, value);
+            }
+            let file = Arc::new(MemoryStorage::new("image"));
+            if driver.create(file.clone(), "image", &options, &environment, &Task::quiet()).is_err() {
+                continue;
+            }
+            let len = file.len().expect("memory has a length") as usize;
+            let bytes = input_of(&file.read_vec(0, len).expect("memory is read"));
+            for choice in 0..4 {
+                let head = [(number as u8) << 2 | choice];
+                seeds.put("block_formats", &format!("{}-{index}-{choice}", driver.name()), &[&head, &bytes]);
+            }
+        }
+    }
 }
 
 fn container(seeds: &Seeds<'_>) {
@@ -266,4 +298,5 @@ fn main() {
     code(&seeds);
     steps(&seeds);
     images(&seeds);
+    foreign_images(&seeds);
 }
