@@ -14,7 +14,7 @@ use crate::{
     SnapshotInfo, SnapshotTarget, Task,
 };
 
-fn has_qemu() -> bool {
+pub(crate) fn has_qemu() -> bool {
     let there = ["qemu-img", "qemu-io"].iter().all(|program| {
         Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
     });
@@ -27,17 +27,17 @@ fn has_qemu() -> bool {
 }
 
 /// A folder that goes when the test ends.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("umbra-block-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.0.join(name).display().to_string()
     }
 }
@@ -50,7 +50,7 @@ impl Drop for Folder {
     }
 }
 
-fn run(program: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -58,7 +58,7 @@ fn run(program: &str, args: &[&str]) -> String {
     text
 }
 
-const SECRET: &str = "secret,id=s,data=password";
+pub(crate) const SECRET: &str = "secret,id=s,data=password";
 
 #[derive(Debug, Clone)]
 struct Features {
@@ -132,7 +132,7 @@ impl Features {
     }
 }
 
-fn host_env() -> Environment {
+pub(crate) fn host_env() -> Environment {
     let mut env = Environment::new(Registry::builtin());
     let mut secrets = Secrets::default();
     secrets.add("s", b"password".to_vec());
@@ -144,7 +144,7 @@ fn open(env: &Environment, path: &str) -> Disk {
     Disk::open(env, &spec(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn read_all(disk: &Disk) -> Vec<u8> {
+pub(crate) fn read_all(disk: &Disk) -> Vec<u8> {
     let mut bytes = vec![0; disk.size() as usize];
     disk.read(0, &mut bytes).unwrap();
     bytes
@@ -537,7 +537,7 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 /// One at a time: a program that another thread is starting holds our locks until it runs.
-static ALONE: Mutex<()> = Mutex::new(());
+pub(crate) static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn qemu_takes_what_we_write() {

@@ -22,6 +22,10 @@ mod registry;
 mod task;
 
 #[cfg(test)]
+mod chain_test;
+#[cfg(test)]
+mod features_test;
+#[cfg(test)]
 mod interchange_test;
 #[cfg(test)]
 mod model_test;

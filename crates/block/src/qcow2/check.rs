@@ -131,12 +131,11 @@ impl Meta {
         self.count_all(&mut walk)?;
         self.count_refblocks(&mut walk)?;
         let bad_copied = self.compare(&mut walk)?;
-        if repair == Repair::All
-            && walk.rebuild {
-                self.flush_storages()?;
-                let order = self.header.refcount_order;
-                self.rebuild_refcounts(order, task)?;
-            }
+        if repair == Repair::All && walk.rebuild {
+            self.flush_storages()?;
+            let order = self.header.refcount_order;
+            self.rebuild_refcounts(order, task)?;
+        }
         if repair != Repair::None {
             if bad_copied || walk.report.corruptions_fixed + walk.report.leaks_fixed > 0 {
                 let lazy = std::mem::take(&mut self.lazy);

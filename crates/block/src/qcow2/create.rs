@@ -408,7 +408,9 @@ impl FormatDriver for Qcow2Driver {
             None => 0,
         };
         let full = full_bytes(size, &plan) + luks;
-        let used = if plan.preallocation == Preallocation::Off { data.min(size) } else { size };
-        Ok(Some((full - size.min(full) + used, full)))
+        let all = matches!(plan.preallocation, Preallocation::Falloc | Preallocation::Full);
+        let disk = size.next_multiple_of(1 << plan.cluster_bits);
+        let used = if all { disk } else { data.min(disk) };
+        Ok(Some((full - disk + used, full)))
     }
 }
