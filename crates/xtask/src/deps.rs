@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::apt::{Apt, Package, Suite, install_missing};
 use crate::cache;
 use crate::guests::{Guests, Kernel, Qemu};
+use crate::qemu_img;
 use crate::soak;
 
 /// Programs that tests and tools call by name, and the packages that bring them.
@@ -71,6 +72,9 @@ fn check(guests: &mut Guests) -> Result<()> {
     for qemu in [&guests.qemu_stable, &guests.qemu_backports] {
         qemu.probe()?;
     }
+    if !qemu_img::is_good(&qemu_img::unpacked()) {
+        bail!("there is no qemu-img yet");
+    }
     for kernel in guests.kernels() {
         Kernel::write_initrd(&kernel.modules, &guests.busybox, &kernel.initrd)?;
     }
@@ -82,6 +86,7 @@ fn fetch(folder: &Path) -> Result<Guests> {
     let apt = Apt::open(&folder.join("apt"))?;
     let busybox = single(&apt, folder, "busybox-static")?.join("bin/busybox");
     let strace = whole(&apt, folder, Suite::Stable, "strace")?.1.join("usr/bin/strace");
+    qemu_utils(&apt, folder)?;
     Ok(Guests {
         kernel_stable: kernel(&apt, folder, Suite::Stable, &busybox)?,
         kernel_backports: kernel(&apt, folder, Suite::Backports, &busybox)?,
@@ -150,6 +155,12 @@ fn kernel(apt: &Apt, folder: &Path, suite: Suite, busybox: &Path) -> Result<Kern
     let initrd = folder.join("guest").join(format!("initrd-{release}.cpio"));
     Kernel::write_initrd(&modules, busybox, &initrd)?;
     Ok(Kernel { release, package_version: package.version.clone(), image, modules, initrd })
+}
+
+/// The tool that `umbra image` is compared with.
+fn qemu_utils(apt: &Apt, folder: &Path) -> Result<()> {
+    let (_, tree) = whole(apt, folder, Suite::Backports, "qemu-utils")?;
+    qemu_img::install(&tree)
 }
 
 fn qemu(apt: &Apt, folder: &Path, suite: Suite) -> Result<Qemu> {

@@ -15,6 +15,7 @@ pub mod initramfs;
 pub mod lint;
 pub mod nest;
 pub mod process;
+pub mod qemu_img;
 mod root;
 pub mod soak;
 pub mod suite;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use xtask::bench::{boot, cpu, overhead};
+use xtask::bench::{boot, cpu, image, overhead};
 use xtask::cache::workspace;
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Paging};
@@ -56,6 +56,8 @@ enum Bench {
     Boot(boot::BootOptions),
     /// Programs under emulation, in user space and in the kernel, beside QEMU's and the host's times
     Cpu(cpu::CpuOptions),
+    /// Disk images: `umbra image` beside qemu-img
+    Image(image::ImageOptions),
     /// Memory of the monitor itself, exits and system calls up to user space
     Overhead(overhead::OverheadOptions),
 }
@@ -140,6 +142,16 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
                 eprintln!("bench overhead: {limit}");
             }
             Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::Bench(Bench::Image(options)) => {
+            let report = image::run(&options)?;
+            if options.json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                report.print();
+            }
+            let good = report.figures.iter().all(image::Figure::is_good);
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Task::Bench(Bench::Cpu(options)) => {
             let report = cpu::run(&options)?;

@@ -5,6 +5,7 @@
 
 pub mod boot;
 pub mod cpu;
+pub mod image;
 pub mod overhead;
 
 mod vmm;
