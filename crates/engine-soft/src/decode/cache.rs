@@ -2,12 +2,12 @@
 
 use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
-use std::time::{Duration, Instant};
 
 use iced_x86::Instruction;
 use umbra_memory::CodePage;
 
 use crate::exec::{Op, OpRef};
+use crate::vm::thread_time;
 
 /// The most instructions of a block: keeps the wait for attention and the stack of a debug build short.
 pub(crate) const INSTRUCTIONS_MAX: usize = 64;
@@ -18,8 +18,8 @@ const WORDS_FIRST: usize = 8 << 17;
 const WORDS_LAST: usize = 96 << 17;
 /// No processor has less than 2 MiB.
 const WORDS_MIN: usize = 2 << 17;
-/// A cache that fills again within this time, over and over...
-const SOON: Duration = Duration::from_secs(3);
+/// A cache that fills again within this time of its thread, in nanoseconds, over and over...
+const SOON: u64 = 3_000_000_000;
 /// ... until so many words have been used is too small: its guest works, and does not only start.
 const WORDS_SOON: usize = 64 << 17;
 /// Sets of the table by physical address, at first.
@@ -173,8 +173,8 @@ pub struct Cache {
     arena: Box<[MaybeUninit<u64>]>,
     /// Words of it that may be used for now.
     limit: usize,
-    /// When those were last all used, and how many in a row, each time soon after the time before.
-    filled: Option<Instant>,
+    /// How long the thread had run when those were last all used, and how many were in a row, each time soon after the time before.
+    filled: Option<u64>,
     in_a_row: usize,
     used: usize,
     table: Box<[Set]>,
@@ -233,8 +233,9 @@ impl Cache {
 
     /// All that may be used is: allows more if that happens often, or forgets all blocks.
     fn make_room(&mut self) {
-        let now = Instant::now();
-        let soon = self.filled.replace(now).is_some_and(|before| now.duration_since(before) < SOON);
+        // Not the host's clock, by which a thread that waits for a processor seems to fill it slowly.
+        let now = thread_time();
+        let soon = self.filled.replace(now).is_some_and(|before| now.wrapping_sub(before) < SOON);
         self.in_a_row = if soon { self.in_a_row.saturating_add(self.limit) } else { 0 };
         if self.in_a_row >= WORDS_SOON && self.limit < self.arena.len() {
             self.limit = (2 * self.limit).min(self.arena.len());

@@ -36,6 +36,7 @@ pub use events::Injected;
 pub use frequency::host_khz;
 pub use machine::SoftVm;
 pub use port::Port;
+pub(crate) use profile::thread_time;
 pub use profile::{Activity, Profile, Sampler};
 pub use pvclock::KvmClock;
 pub use spin::Spin;

@@ -93,7 +93,7 @@ thread_local! {
 }
 
 /// Nanoseconds that this thread has run.
-fn thread_time() -> u64 {
+pub(crate) fn thread_time() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure is valid; the call is async-signal-safe.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
