@@ -24,3 +24,6 @@ pub use vpc::Vpc;
 pub fn register(registry: &mut Registry) {
     registry.add(Arc::new(Vdi)).add(Arc::new(Vhdx)).add(Arc::new(Vmdk)).add(Arc::new(Vpc));
 }
+
+#[cfg(test)]
+mod model_test;
