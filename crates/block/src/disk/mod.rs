@@ -12,7 +12,7 @@ mod status;
 mod write;
 
 use std::fmt;
-use std::sync::{Arc, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLock, RwLockWriteGuard};
 
 use range_lock::RangeLock;
 pub use status::BlockStatus;
@@ -30,6 +30,8 @@ pub struct Node {
     spec: NodeSpec,
     backing: RwLock<Option<Arc<Node>>>,
     locks: RangeLock,
+    /// Whether holes of the file are worth asking for, once that is known.
+    sparse: OnceLock<bool>,
 }
 
 impl fmt::Debug for Node {
@@ -57,6 +59,7 @@ impl Node {
             spec,
             backing: RwLock::new(backing),
             locks: RangeLock::default(),
+            sparse: OnceLock::new(),
         })
     }
 

@@ -50,8 +50,8 @@ impl Node {
                 let storage = self.storage(place.storage)?;
                 let readable = place.sector.is_none();
                 status.offset = readable.then(|| (place.offset, storage.info().name));
-                // A hole of the file reads as zeroes. The metadata of a format says nothing of its data file's holes.
-                if readable {
+                // A hole of the file reads as zeroes. It is looked for where there may be many: asking costs calls.
+                if readable && (self.is_raw() || self.is_sparse()) {
                     let run = storage.run(place.offset, extent_len)?;
                     status.len = run.len.min(extent_len);
                     status.zero = !run.data;
@@ -90,6 +90,18 @@ impl Node {
         }
         let status = backing.block_status(offset, have)?;
         Ok(BlockStatus { depth: status.depth + 1, ..status })
+    }
+
+    /// Whether the image has clusters that the host has no space for: it was preallocated, or emptied by discards.
+    fn is_sparse(&self) -> bool {
+        *self.sparse.get_or_init(|| {
+            let storage = self.format.storages().first();
+            let allocated = storage.and_then(|storage| storage.info().allocated);
+            let (Some(storage), Some(allocated)) = (storage, allocated) else { return false };
+            let unit = self.format.geometry().unit;
+            let expected = (allocated / 9).saturating_mul(10).max(allocated.saturating_add(2 * unit));
+            storage.len().is_ok_and(|len| len > expected)
+        })
     }
 
     fn is_raw(&self) -> bool {

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -47,6 +48,31 @@ pub struct FileStorage {
     alignment: u64,
     /// Length of a block device, and the greatest length of a file that we have seen: reads beyond need no call.
     device_len: AtomicU64,
+    /// Held while a part of a block is written around the page cache: the rest of the block is read and written too.
+    part_of_block: Mutex<()>,
+}
+
+/// What O_DIRECT wants of offsets, lengths and addresses.
+const DIRECT_ALIGN: u64 = 4096;
+/// Bytes that are copied at once where they are not aligned.
+const BOUNCE: u64 = 1 << 20;
+
+/// Aligned memory for O_DIRECT.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Aligned {
+    fn new(len: u64) -> Self {
+        let bytes = vec![0; (len + DIRECT_ALIGN) as usize];
+        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN as usize);
+        Self { bytes, start }
+    }
+
+    fn get(&mut self, len: u64) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + len as usize]
+    }
 }
 
 impl FileStorage {
@@ -97,8 +123,9 @@ impl FileStorage {
             name,
             read_only: spec.access == Access::Read,
             block_device,
-            alignment: if spec.direct { 4096 } else { 1 },
+            alignment: if spec.direct { DIRECT_ALIGN } else { 1 },
             device_len: AtomicU64::new(0),
+            part_of_block: Mutex::new(()),
         };
         if block_device {
             let len = rustix::fs::seek(&storage.file, SeekFrom::End(0));
@@ -152,6 +179,106 @@ impl FileStorage {
         }
     }
 
+    /// Whether a request can go around the page cache as it is.
+    fn is_aligned(&self, offset: u64, mut parts: impl Iterator<Item = (usize, usize)>) -> bool {
+        let align = self.alignment;
+        align == 1
+            || offset.is_multiple_of(align)
+                && parts.all(|(address, len)| {
+                    (address as u64).is_multiple_of(align) && (len as u64).is_multiple_of(align)
+                })
+    }
+
+    /// Reads through aligned memory.
+    fn read_bounced(&self, offset: u64, bufs: &[IoBuf<'_>], total: u64) -> Result<()> {
+        let mut bounce = Aligned::new(BOUNCE + 2 * DIRECT_ALIGN);
+        let mut done = 0;
+        while done < total {
+            let part = (total - done).min(BOUNCE);
+            let at = offset + done;
+            let start = at - at % DIRECT_ALIGN;
+            let span = (at + part).next_multiple_of(DIRECT_ALIGN) - start;
+            let bytes = bounce.get(span);
+            self.read_aligned(start, bytes)?;
+            let mut rest = &bytes[(at - start) as usize..(at - start + part) as usize];
+            for buf in slice_bufs(bufs, done, part) {
+                buf.copy_from(rest);
+                rest = &rest[buf.len()..];
+            }
+            done += part;
+        }
+        Ok(())
+    }
+
+    /// Fills aligned memory from an aligned offset; zeroes behind the end.
+    fn read_aligned(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.read_some(offset + done as u64, &[IoBuf::new(&mut bytes[done..])]) {
+                // Less than whole blocks: the file has ended.
+                Ok(got) if (got as u64).is_multiple_of(DIRECT_ALIGN) && got > 0 => done += got,
+                Ok(got) => {
+                    bytes[done + got..].fill(0);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(self.error(format!("read {} bytes at {offset} of", bytes.len()), error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes through aligned memory, with what the first and the last block hold beside.
+    fn write_bounced(&self, offset: u64, srcs: &[IoSrc<'_>], total: u64) -> Result<()> {
+        let _alone = self.part_of_block.lock().unwrap_or_else(|poison| poison.into_inner());
+        let old_len = self.len()?;
+        let mut bounce = Aligned::new(BOUNCE + 2 * DIRECT_ALIGN);
+        let mut done = 0;
+        while done < total {
+            let part = (total - done).min(BOUNCE);
+            let at = offset + done;
+            let start = at - at % DIRECT_ALIGN;
+            let span = (at + part).next_multiple_of(DIRECT_ALIGN) - start;
+            let bytes = bounce.get(span);
+            self.read_aligned(start, bytes)?;
+            let mut rest = &mut bytes[(at - start) as usize..];
+            for src in slice_srcs(srcs, done, part) {
+                src.copy_to(rest);
+                rest = &mut rest[src.len()..];
+            }
+            self.write_all(start, &[IoSrc::new(bounce.get(span))], span)?;
+            done += part;
+        }
+        // The last block is written whole, and the file shall not be longer for it.
+        let end = (offset + total).max(old_len);
+        if self.block_device || end.is_multiple_of(DIRECT_ALIGN) { Ok(()) } else { self.set_len(end) }
+    }
+
+    fn write_all(&self, mut offset: u64, srcs: &[IoSrc<'_>], total: u64) -> Result<()> {
+        let mut done = 0;
+        let mut rest = std::borrow::Cow::Borrowed(srcs);
+        while done < total {
+            match self.write_some(offset, &rest) {
+                Ok(0) => {
+                    let error = io::Error::from(io::ErrorKind::WriteZero);
+                    return Err(self.error(format!("write {total} bytes at {offset} of"), error));
+                }
+                Ok(put) => {
+                    done += put as u64;
+                    offset += put as u64;
+                    if done < total {
+                        rest = slice_srcs(srcs, done, total).into();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.error(format!("write {total} bytes at {offset} of"), error)),
+            }
+        }
+        Ok(())
+    }
+
     fn write_zero_bytes(&self, mut offset: u64, len: u64) -> Result<()> {
         let end = offset.saturating_add(len);
         while offset < end {
@@ -175,6 +302,9 @@ fn cannot(error: Errno) -> bool {
 impl Storage for FileStorage {
     fn readv(&self, mut offset: u64, bufs: &[IoBuf<'_>]) -> Result<()> {
         let total: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        if !self.is_aligned(offset, bufs.iter().map(|buf| (buf.address(), buf.len()))) {
+            return self.read_bounced(offset, bufs, total);
+        }
         let mut done = 0;
         let mut rest = std::borrow::Cow::Borrowed(bufs);
         while done < total {
@@ -186,6 +316,11 @@ impl Storage for FileStorage {
                 Ok(got) => {
                     done += got as u64;
                     offset += got as u64;
+                    if !offset.is_multiple_of(self.alignment) {
+                        // Around the page cache a part of a block is only read at the file's end.
+                        slice_bufs(bufs, done, total).iter().for_each(IoBuf::zero);
+                        return Ok(());
+                    }
                     if done < total {
                         rest = slice_bufs(bufs, done, total).into();
                     }
@@ -197,30 +332,12 @@ impl Storage for FileStorage {
         Ok(())
     }
 
-    fn writev(&self, mut offset: u64, srcs: &[IoSrc<'_>]) -> Result<()> {
+    fn writev(&self, offset: u64, srcs: &[IoSrc<'_>]) -> Result<()> {
         let total: u64 = srcs.iter().map(|src| src.len() as u64).sum();
-        let mut done = 0;
-        let mut rest = std::borrow::Cow::Borrowed(srcs);
-        while done < total {
-            match self.write_some(offset, &rest) {
-                Ok(0) => {
-                    return Err(self.error(
-                        format!("write {total} bytes at {offset} of"),
-                        io::Error::from(io::ErrorKind::WriteZero),
-                    ));
-                }
-                Ok(put) => {
-                    done += put as u64;
-                    offset += put as u64;
-                    if done < total {
-                        rest = slice_srcs(srcs, done, total).into();
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.error(format!("write {total} bytes at {offset} of"), error)),
-            }
+        if self.is_aligned(offset, srcs.iter().map(|src| (src.address(), src.len()))) {
+            return self.write_all(offset, srcs, total);
         }
-        Ok(())
+        self.write_bounced(offset, srcs, total)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {

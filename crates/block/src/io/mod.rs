@@ -9,6 +9,9 @@ mod lock;
 mod memory;
 mod recording;
 
+#[cfg(test)]
+mod file_test;
+
 use std::fmt;
 
 pub use buf::{IoBuf, IoSrc, slice_bufs, slice_srcs};

@@ -331,8 +331,15 @@ impl Header {
         if self.version == 2 { V2_LEN } else { size_of::<Raw>() }
     }
 
-    /// The header's bytes, with extensions and backing file's name.
+    /// The header's bytes, with extensions and backing file's name. The names of features are left out where there is
+    /// no room for them.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let with_names = self.version >= 3;
+        let bytes = self.to_bytes_with(with_names);
+        if with_names && bytes.is_err() { self.to_bytes_with(false) } else { bytes }
+    }
+
+    fn to_bytes_with(&self, feature_names: bool) -> Result<Vec<u8>> {
         let mut extensions = Vec::new();
         let mut put = |kind: u32, data: &[u8]| {
             extensions.extend_from_slice(&kind.to_be_bytes());
@@ -358,7 +365,7 @@ impl Header {
         for (kind, data) in &self.unknown {
             put(*kind, data);
         }
-        if self.version >= 3 {
+        if feature_names {
             put(EXT_FEATURE_NAMES, &feature_table());
         }
         put(EXT_END, &[]);
