@@ -1,5 +1,7 @@
 //! `compare`: whether two disks have the same content.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use umbra_block::{BlockStatus, Disk, Task};
 
 use super::copy::is_zero;
@@ -13,8 +15,10 @@ const CANNOT_OPEN: u8 = 2;
 const CANNOT_MAP: u8 = 3;
 const CANNOT_READ: u8 = 4;
 /// Bytes that are compared at once.
-const PIECE: u64 = 512 << 10;
+const PIECE: u64 = 256 << 10;
 const SECTOR: usize = 512;
+/// Threads that compare at most.
+const THREADS_MAX: usize = 8;
 
 /// What came out.
 enum Verdict {
@@ -49,11 +53,9 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             print(text);
         }
     };
-    if first.size() != second.size() {
-        if strict {
-            say("Strict mode: Image size mismatch!\n");
-            return Ok(DIFFER);
-        }
+    if first.size() != second.size() && strict {
+        say("Strict mode: Image size mismatch!\n");
+        return Ok(DIFFER);
     }
     let verdict = tool.progress(parsed).run(|task| compare(&first, &second, strict, task))?;
     let unequal_sizes = first.size() != second.size();
@@ -157,7 +159,8 @@ fn first_data(
     Ok(None)
 }
 
-/// The first sector in which two disks differ.
+/// The first sector in which two disks differ. Pieces are compared by as many threads as there are processors, and the first
+/// difference counts.
 fn first_difference(
     first: &Disk,
     second: &Disk,
@@ -166,17 +169,63 @@ fn first_difference(
     buffers: &mut [Vec<u8>; 2],
     task: &Task<'_>,
 ) -> Outcome<Option<u64>> {
-    let [one, other] = buffers;
-    for skip in (0..len).step_by(PIECE as usize) {
-        task.at(start + skip, total)?;
-        let end = (len - skip).min(PIECE) as usize;
-        read(first, start + skip, &mut one[..end])?;
-        read(second, start + skip, &mut other[..end])?;
-        if one[..end] != other[..end] {
-            let pairs = one[..end].chunks(SECTOR).zip(other[..end].chunks(SECTOR));
-            let sector = pairs.into_iter().position(|(one, other)| one != other).unwrap_or(0);
-            return Ok(Some(start + skip + (sector * SECTOR) as u64));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    if len <= 4 * PIECE || cores == 1 {
+        let [one, other] = buffers;
+        for skip in (0..len).step_by(PIECE as usize) {
+            task.at(start + skip, total)?;
+            let at = start + skip;
+            if let Some(offset) = piece_difference(first, second, at, (len - skip).min(PIECE), one, other)? {
+                return Ok(Some(offset));
+            }
         }
+        return Ok(None);
     }
-    Ok(None)
+    let next = AtomicU64::new(0);
+    let found = AtomicU64::new(u64::MAX);
+    let work = || -> Outcome<()> {
+        let (mut one, mut other) = (vec![0; PIECE as usize], vec![0; PIECE as usize]);
+        loop {
+            let skip = next.fetch_add(PIECE, Ordering::Relaxed);
+            // What lies behind a difference does not matter any more.
+            if skip >= len || start + skip > found.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            task.at(start + skip, total)?;
+            let at = start + skip;
+            let difference =
+                piece_difference(first, second, at, (len - skip).min(PIECE), &mut one, &mut other)?;
+            if let Some(offset) = difference {
+                found.fetch_min(offset, Ordering::Relaxed);
+            }
+        }
+    };
+    let results: Vec<Outcome<()>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        let failed = || Err(Failure::new("a thread of the comparison failed"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| failed())).collect()
+    });
+    results.into_iter().collect::<Outcome<()>>()?;
+    Ok(Some(found.into_inner()).filter(|offset| *offset != u64::MAX))
+}
+
+fn piece_difference(
+    first: &Disk,
+    second: &Disk,
+    at: u64,
+    len: u64,
+    one: &mut [u8],
+    other: &mut [u8],
+) -> Outcome<Option<u64>> {
+    // At most a piece.
+    let len = len as usize;
+    let (one, other) = (&mut one[..len], &mut other[..len]);
+    read(first, at, one)?;
+    read(second, at, other)?;
+    if one == other {
+        return Ok(None);
+    }
+    let mut pairs = one.chunks(SECTOR).zip(other.chunks(SECTOR));
+    let sector = pairs.position(|(one, other)| one != other).unwrap_or(0);
+    Ok(Some(at + (sector * SECTOR) as u64))
 }

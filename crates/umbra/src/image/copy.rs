@@ -31,7 +31,7 @@ pub struct Copy<'a> {
     pub compress: bool,
     /// Zeroes in runs of this and more are not written as data; 0 for all written.
     pub sparse: u64,
-    /// Threads.
+    /// Requests at once, as the user has it.
     pub threads: Option<usize>,
     /// At most so many bytes a second.
     pub rate: Option<u64>,
@@ -204,7 +204,8 @@ impl Copy<'_> {
             Ok(())
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.threads.unwrap_or(cores).clamp(1, THREADS_MAX.max(self.threads.unwrap_or(0)));
+        // More threads than cores only take memory; one more than a single core overlaps reading and writing.
+        let threads = self.threads.unwrap_or(cores).clamp(1, cores.clamp(2, THREADS_MAX));
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {

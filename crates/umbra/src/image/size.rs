@@ -23,12 +23,9 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
 /// The same, where a number without suffix counts `unit` bytes.
 pub fn parse_unit(text: &str, unit: u64) -> Result<u64, SizeError> {
     let text = text.trim_start();
-    if text.starts_with('-') {
-        return Err(if text[1..].starts_with(|c: char| c.is_ascii_digit()) {
-            SizeError::Range
-        } else {
-            SizeError::Malformed
-        });
+    if let Some(rest) = text.strip_prefix('-') {
+        let is_number = rest.starts_with(|c: char| c.is_ascii_digit());
+        return Err(if is_number { SizeError::Range } else { SizeError::Malformed });
     }
     let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

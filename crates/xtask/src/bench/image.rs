@@ -272,8 +272,11 @@ fn measure(case: &Case, ours: &Tool, theirs: &Tool, folder: &Path, rounds: usize
     let mut seconds = [Vec::new(), Vec::new()];
     let mut peaks = [0; 2];
     let mut sizes = [None; 2];
-    for _ in 0..rounds {
-        for (side, tool) in [ours, theirs].into_iter().enumerate() {
+    for round in 0..rounds {
+        // Who comes second finds warmer caches, so they take turns at that too.
+        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+        for side in order {
+            let tool = [ours, theirs][side];
             let out = folder.join("out");
             if out.exists() {
                 std::fs::remove_file(&out)?;
@@ -281,6 +284,8 @@ fn measure(case: &Case, ours: &Tool, theirs: &Tool, folder: &Path, rounds: usize
             if !case.before.is_empty() && !wait(&mut start(tool, folder, case.before, "out")?)?.0 {
                 bail!("{}: {} failed before the figure", case.what, tool.name);
             }
+            // What was written before is not written back on somebody else's time.
+            let _ = Command::new("sync").status().context("cannot run sync")?;
             let began = Instant::now();
             let (good, peak) = wait(&mut start(tool, folder, case.words, "out")?)?;
             seconds[side].push(began.elapsed().as_secs_f64());
