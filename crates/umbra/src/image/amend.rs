@@ -1,6 +1,6 @@
 //! `amend`: change options of an image.
 
-use umbra_block::{BackingRef, Error, Preallocation};
+use umbra_block::{BackingRef, Disk, Error, FormatDriver, Options, Preallocation, Task};
 
 use super::failure::{Failure, Outcome};
 use super::getopt::Parsed;
@@ -35,9 +35,24 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         return Ok(0);
     }
     let mut options = keyval::options(&texts.join(",")).map_err(Failure::new)?;
-    for (name, _) in
-        options.iter().filter(|(name, _)| !["size", "backing_file", "backing_fmt"].contains(name))
-    {
+    check_names(&**driver, &options)?;
+    if parsed.has("dry-run") {
+        let list: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        print(&format!("would change '{name}': {}\n", list.join(" ")));
+        return Ok(0);
+    }
+    if parsed.has("force") {
+        options.set("force", "on");
+    }
+    tool.progress(parsed).run(|task| change(&disk, options, task))?;
+    disk.close()?;
+    Ok(0)
+}
+
+/// Whether each can be changed.
+fn check_names(driver: &dyn FormatDriver, options: &Options) -> Outcome<()> {
+    let of_all = ["size", "backing_file", "backing_fmt"];
+    for (name, _) in options.iter().filter(|(name, _)| !of_all.contains(name)) {
         match driver.create_options().iter().find(|option| option.name == name) {
             Some(option) if option.amendable => {}
             Some(_) => {
@@ -48,44 +63,30 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             None => return Err(Failure::new(format!("Invalid parameter '{name}'"))),
         }
     }
-    if parsed.has("dry-run") {
-        let list: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        print(&format!("would change '{name}': {}\n", list.join(" ")));
-        return Ok(0);
-    }
-    if parsed.has("force") {
-        options.set("force", "on");
-    }
+    Ok(())
+}
+
+/// Changes what is named: the name of the backing file, the format's own options, the size.
+fn change(disk: &Disk, mut options: Options, task: &Task<'_>) -> Outcome<()> {
     let new_size = options.take("size").map(|text| size::parse(&text)).transpose();
     let new_size =
         new_size.map_err(|_| Failure::new("Parameter 'size' expects a non-negative number below 2^64"))?;
-    let backing = options.take("backing_file");
-    let backing_format = options.take("backing_fmt");
-    let progress = tool.progress(parsed);
-    progress.run(|task| -> Outcome<()> {
-        if backing.is_some() || backing_format.is_some() {
-            let old = disk.node().format().backing().unwrap_or_default();
-            let name = backing.unwrap_or(old.name);
-            let new = BackingRef { name, format: backing_format.or(old.format) };
-            let new = (!new.name.is_empty()).then_some(new);
-            disk.drained(|node| match node.format().write() {
-                Some(write) => write.set_backing(new.as_ref()),
-                None => Err(Error::ReadOnly("amend".into())),
-            })?;
-        }
-        if !options.is_empty() {
-            disk.drained(|node| match node.format().write() {
-                Some(write) => write.amend(&options, task),
-                None => Err(Error::ReadOnly("amend".into())),
-            })?;
-        }
-        if let Some(size) = new_size {
-            disk.resize(size, Preallocation::Off, false, task)?;
-        }
-        Ok(())
-    })?;
-    disk.close()?;
-    Ok(0)
+    let (backing, backing_format) = (options.take("backing_file"), options.take("backing_fmt"));
+    let read_only = || Error::ReadOnly("amend".into());
+    if backing.is_some() || backing_format.is_some() {
+        let old = disk.node().format().backing().unwrap_or_default();
+        let name = backing.unwrap_or(old.name);
+        let new = BackingRef { name, format: backing_format.or(old.format) };
+        let new = (!new.name.is_empty()).then_some(new);
+        disk.drained(|node| node.format().write().ok_or_else(read_only)?.set_backing(new.as_ref()))?;
+    }
+    if !options.is_empty() {
+        disk.drained(|node| node.format().write().ok_or_else(read_only)?.amend(&options, task))?;
+    }
+    if let Some(size) = new_size {
+        disk.resize(size, Preallocation::Off, false, task)?;
+    }
+    Ok(())
 }
 
 fn no_amendment(format: &str) -> Failure {

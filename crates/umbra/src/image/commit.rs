@@ -23,16 +23,15 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let name = tool.one_name(parsed)?;
     let want = Want::new(parsed, name)?;
     // To find the base the chain is only read.
-    let depth = {
+    let (depth, base_name) = {
         let disk = tool.open(&want)?;
-        base_depth(&disk, name, parsed.last("base"))?
+        find_base(&disk, name, parsed.last("base"))?
     };
-    let (top, base) = open_both(tool, &want, depth)?;
     if parsed.has("dry-run") {
-        let below = base.node();
-        print(&format!("would write what '{name}' has into '{}'\n", below.name()));
+        print(&format!("would write what '{name}' has into '{base_name}'\n"));
         return Ok(0);
     }
+    let (top, base) = open_both(tool, &want, depth)?;
     tool.progress(parsed).run(|task| -> Outcome<()> {
         if base.size() < top.size() {
             base.resize(top.size(), Preallocation::Off, false, task)
@@ -50,15 +49,15 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     Ok(0)
 }
 
-/// How far below the top the base is.
-fn base_depth(disk: &Disk, name: &str, base: Option<&str>) -> Outcome<usize> {
+/// How far below the top the base is, and what it is called.
+fn find_base(disk: &Disk, name: &str, base: Option<&str>) -> Outcome<(usize, String)> {
     let mut below = disk.backing().ok_or_else(|| Failure::new("Image does not have a backing file"))?;
-    let Some(base) = base else { return Ok(1) };
+    let Some(base) = base else { return Ok((1, below.node().name().to_owned())) };
     let path = resolve(name, base);
     for depth in 1.. {
         let node = below.node();
         if node.name() == base || node.name() == path {
-            return Ok(depth);
+            return Ok((depth, node.name().to_owned()));
         }
         let Some(next) = below.backing() else { break };
         below = next;

@@ -2,7 +2,7 @@
 
 use umbra_block::{BackingRef, Disk, Error, Node, NodeSpec, Preallocation, SnapshotTarget};
 
-use super::copy::{Copy, Source};
+use super::copy::{Copy, Source, is_stream};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::{Cache, Want};
@@ -56,7 +56,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             target_start: 0,
             target_is_zero: if plan.create { !parsed.has("backing") } else { plan.target_is_zero },
             top_only: parsed.has("backing"),
-            compress: plan.compress,
+            compress: plan.compress || is_stream(&disk),
             sparse: plan.sparse,
             threads: plan.threads,
             rate: plan.rate,

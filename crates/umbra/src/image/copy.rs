@@ -296,6 +296,11 @@ impl Copy<'_> {
     }
 }
 
+/// Whether a disk takes compressed data only, as a stream does.
+pub fn is_stream(disk: &Disk) -> bool {
+    disk.node().format_name() == "vmdk" && disk.geometry().compression.is_some()
+}
+
 /// Whether there are only zeroes.
 pub fn is_zero(bytes: &[u8]) -> bool {
     // The compiler makes vectors of it; the first few bytes decide for most data.
