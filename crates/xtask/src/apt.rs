@@ -46,11 +46,19 @@ impl Architecture {
         }
     }
 
-    /// What its folders of libraries and its compilers are named after.
+    /// What its folders of libraries are named after.
     pub fn triplet(self) -> &'static str {
         match self {
             Architecture::Amd64 => "x86_64-linux-gnu",
             Architecture::I386 => "i386-linux-gnu",
+        }
+    }
+
+    /// What its compilers are named after.
+    pub fn compiler(self) -> &'static str {
+        match self {
+            Architecture::Amd64 => "x86_64-linux-gnu",
+            Architecture::I386 => "i686-linux-gnu",
         }
     }
 }

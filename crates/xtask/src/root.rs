@@ -1,7 +1,7 @@
 //! Root file systems of guests: Debian packages unpacked into a folder, and the same as one initramfs.
 //!
-//! No disk: a guest is a kernel and an initramfs. No maintainer script is run, and what no
-//! guest needs is left out, since every megabyte costs time at each start.
+//! No disk: a guest is a kernel and an initramfs. No maintainer script is run, and what no guest needs is left out, since
+//! every megabyte costs time at each start.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use crate::apt::{Apt, Architecture, Package};
 use crate::cache;
 use crate::initramfs::Initramfs;
 
-/// Files and folders of packages that no guest needs, `TRIPLET` standing for the architecture's: documents, languages,
-/// and the great parts of gcc and binutils beside the compiler and the assembler.
+/// Files and folders of packages that no guest needs, `TRIPLET` and `COMPILER` standing for the architecture's names: documents,
+/// languages, and the great parts of gcc and binutils beside the compiler and the assembler.
 const NOT_NEEDED: [&str; 17] = [
     "usr/share/doc",
     "usr/share/man",
@@ -25,17 +25,17 @@ const NOT_NEEDED: [&str; 17] = [
     "usr/share/X11",
     "usr/share/nodejs/@types",
     "usr/bin/perl5.36.0",
-    "usr/bin/TRIPLET-lto-dump-12",
-    "usr/bin/TRIPLET-dwp",
-    "usr/bin/TRIPLET-gold",
-    "usr/bin/TRIPLET-ld.gold",
-    "usr/lib/gcc/TRIPLET/12/lto1",
+    "usr/bin/COMPILER-lto-dump-12",
+    "usr/bin/COMPILER-dwp",
+    "usr/bin/COMPILER-gold",
+    "usr/bin/COMPILER-ld.gold",
+    "usr/lib/gcc/COMPILER/12/lto1",
     "usr/lib/TRIPLET/gprofng",
     "usr/lib/systemd",
 ];
 
 /// Folders in which libraries for linking go, and the sanitizers' run-time libraries.
-const LIBRARIES: [&str; 2] = ["usr/lib/TRIPLET", "usr/lib/gcc/TRIPLET/12"];
+const LIBRARIES: [&str; 2] = ["usr/lib/TRIPLET", "usr/lib/gcc/COMPILER/12"];
 
 /// What programs are linked with even if they are linked dynamically.
 const NEEDED_FOR_LINKING: [&str; 3] = ["libc_nonshared.a", "libgcc.a", "libgcc_eh.a"];
@@ -130,7 +130,9 @@ impl Recipe<'_> {
 
     /// Removes what nobody needs.
     fn strip(&self, root: &Path) -> Result<()> {
-        let of_architecture = |path: &str| root.join(path.replace("TRIPLET", self.architecture.triplet()));
+        let (triplet, compiler) = (self.architecture.triplet(), self.architecture.compiler());
+        let of_architecture =
+            |path: &str| root.join(path.replace("TRIPLET", triplet).replace("COMPILER", compiler));
         for path in NOT_NEEDED.iter().chain(self.not_needed) {
             remove(&of_architecture(path))?;
         }

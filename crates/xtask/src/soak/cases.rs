@@ -79,7 +79,7 @@ const JAVA: Recipe = Recipe {
 const I386: Recipe = recipe(
     "soak-i386",
     Architecture::I386,
-    &["busybox-static", "gcc-12", "libc6-dev", "libc-bin", "perl-base", "stress-ng"],
+    &["busybox-static", "gcc-12", "libc-bin", "libc6-dev", "perl-base", "stress-ng"],
 );
 pub(super) const MEMTEST: Recipe = recipe("soak-memtest", Architecture::Amd64, &["memtest86+"]);
 
