@@ -327,7 +327,9 @@ fn our_map(disk: &Disk) -> Vec<MapRow> {
 }
 
 /// Joins a row with the one before where they say the same.
-fn push_row(rows: &mut Vec<MapRow>, row: MapRow) {
+fn push_row(rows: &mut Vec<MapRow>, mut row: MapRow) {
+    // Whether holes of the file within data clusters are asked for is a guess of each tool.
+    row.4 &= !row.5;
     if let Some(last) = rows.last_mut() {
         let flags = |row: &MapRow| (row.2, row.3, row.4, row.5, row.6);
         let offsets = match (last.7, row.7) {
@@ -371,11 +373,6 @@ fn compare_map(features: &Features, path: &str) {
     let env = host_env();
     let disk = Disk::open(&env, &NodeSpec { access: crate::Access::Read, ..spec(path) }).unwrap();
     let (ours, theirs) = (our_map(&disk), qemu_map(features, path));
-    if features.version == 2 {
-        // Without zero clusters a discard leaves a hole in a data cluster, which we see and qemu does not.
-        assert_eq!(ours.iter().map(|row| row.1).sum::<u64>(), theirs.iter().map(|row| row.1).sum::<u64>());
-        return;
-    }
     for (our, their) in ours.iter().zip(&theirs) {
         assert_eq!(our, their, "{features:?}");
     }

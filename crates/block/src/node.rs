@@ -123,6 +123,14 @@ pub trait Opener: Send + Sync + fmt::Debug {
     /// # Errors
     /// As `open`.
     fn create(&self, file: &FileSpec) -> Result<Arc<dyn Storage>>;
+
+    /// What a name means that is more than a path (`json:{...}`, `nbd://...`); `None` where it is a path, or not known.
+    ///
+    /// # Errors
+    /// A name that is such a one, and wrong.
+    fn node_of_name(&self, _name: &str) -> Result<Option<NodeSpec>> {
+        Ok(None)
+    }
 }
 
 /// Files of the host, by path.
@@ -225,10 +233,19 @@ impl Environment {
     }
 }
 
+/// Whether a name begins with a protocol: letters and a colon, before any slash.
+fn has_protocol(name: &str) -> bool {
+    name.split_once(':').is_some_and(|(protocol, _)| !protocol.is_empty() && !protocol.contains('/'))
+}
+
 /// A name that an image gives, as seen from where we are: relative names begin in the image's folder. A `file:` prefix
-/// is taken away.
+/// is taken away; names with another protocol stay.
 pub fn resolve(image: &str, name: &str) -> String {
-    let name = name.strip_prefix("file:").unwrap_or(name);
+    let name = match name.strip_prefix("file:") {
+        Some(path) => path,
+        None if has_protocol(name) => return name.to_owned(),
+        None => name,
+    };
     if name.starts_with('/') {
         return name.to_owned();
     }

@@ -220,3 +220,7 @@ pub struct CreateOptions {
     /// environment's.
     pub options: Options,
 }
+
+#[cfg(test)]
+#[path = "options_test.rs"]
+mod options_test;

@@ -81,7 +81,7 @@ fn open_one(
     let backing = match &spec.backing {
         BackingSpec::None => None,
         BackingSpec::Node(node) => Some((**node).clone()),
-        BackingSpec::FromImage => named_by(&*format, &spec)?,
+        BackingSpec::FromImage => named_by(environment, &*format, &spec)?,
     };
     let name = driver.name().to_owned();
     spec.format = Some(name.clone());
@@ -89,7 +89,11 @@ fn open_one(
 }
 
 /// The node that an image names as its backing file.
-fn named_by(format: &dyn crate::Format, spec: &NodeSpec) -> Result<Option<NodeSpec>> {
+fn named_by(
+    environment: &Environment,
+    format: &dyn crate::Format,
+    spec: &NodeSpec,
+) -> Result<Option<NodeSpec>> {
     let Some(backing) = format.backing().filter(|_| !spec.for_check) else { return Ok(None) };
     if !spec.follow_references {
         return Err(Error::ReferenceRefused {
@@ -99,6 +103,17 @@ fn named_by(format: &dyn crate::Format, spec: &NodeSpec) -> Result<Option<NodeSp
         });
     }
     let explicit = backing.format.is_some();
+    if let Some(node) = environment.opener.node_of_name(&backing.name)? {
+        let format = node.format.clone().or(backing.format);
+        let follow_references = format.is_some();
+        let inherited = NodeSpec { access: Access::Read, direct: spec.direct, lock: spec.lock, ..node };
+        return Ok(Some(NodeSpec {
+            format,
+            follow_references,
+            metadata_only: spec.metadata_only,
+            ..inherited
+        }));
+    }
     Ok(Some(NodeSpec {
         file: FileSpec::file(resolve(&spec.file.name, &backing.name)),
         format: backing.format,

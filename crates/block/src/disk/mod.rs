@@ -11,6 +11,9 @@ mod read;
 mod status;
 mod write;
 
+#[cfg(test)]
+mod range_lock_test;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock, RwLock, RwLockWriteGuard};
 
@@ -280,7 +283,7 @@ impl Disk {
         })
     }
 
-    /// Runs `work` on the node at the top while the disk is drained.
+    /// Runs `work` on the node at the top while the disk is drained. `work` must not call this disk: it would wait for itself.
     ///
     /// # Errors
     /// Those of `work`.

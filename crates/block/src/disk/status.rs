@@ -3,6 +3,9 @@
 use super::Node;
 use crate::{Mapping, Result};
 
+/// Bytes of holes that are worth asking for.
+const SPARSE_MIN: u64 = 1 << 20;
+
 /// What a run of the disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockStatus {
@@ -98,9 +101,7 @@ impl Node {
             let storage = self.format.storages().first();
             let allocated = storage.and_then(|storage| storage.info().allocated);
             let (Some(storage), Some(allocated)) = (storage, allocated) else { return false };
-            let unit = self.format.geometry().unit;
-            let expected = (allocated / 9).saturating_mul(10).max(allocated.saturating_add(2 * unit));
-            storage.len().is_ok_and(|len| len > expected)
+            storage.len().is_ok_and(|len| len > allocated.saturating_mul(2).saturating_add(SPARSE_MIN))
         })
     }
 

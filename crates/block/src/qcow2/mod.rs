@@ -19,6 +19,9 @@ mod snapshot;
 mod write;
 mod zero;
 
+#[cfg(test)]
+mod parts_test;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
