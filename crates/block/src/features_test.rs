@@ -390,6 +390,8 @@ fn vm_state_is_kept_with_its_snapshot() {
     disk.snapshot_apply(SnapshotTarget::Either("live")).unwrap();
     disk.read_vm_state(0, &mut back).unwrap();
     assert!(back == state);
+    disk.resize(64 << 20, Preallocation::Off, false, &Task::quiet()).unwrap();
+    assert!(read_all(&disk).iter().all(|&byte| byte == 0), "it is no part of a disk that has grown");
     disk.snapshot_delete(SnapshotTarget::Either("1")).unwrap();
     disk.close().unwrap();
     bench.check_by_qemu();

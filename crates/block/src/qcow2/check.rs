@@ -153,12 +153,15 @@ impl Meta {
 
     /// An image that is in order again is marked so.
     fn clear_marks(&mut self, repair: Repair, report: &CheckReport) -> Result<()> {
-        if repair == Repair::All && report.is_clean() && self.header.has(DIRTY | CORRUPT) && !self.lazy {
+        if repair != Repair::All || !report.is_clean() || self.lazy {
+            return Ok(());
+        }
+        if self.header.has(DIRTY | CORRUPT) {
             self.header.incompatible &= !(DIRTY | CORRUPT);
             self.write_header()?;
             self.file.flush()?;
-            self.broken = false;
         }
+        self.broken = false;
         Ok(())
     }
 

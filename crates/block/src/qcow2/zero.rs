@@ -83,6 +83,9 @@ impl Qcow2 {
                     return Err(Error::option("Preallocation can't be used for shrinking an image"));
                 }
                 meta.free_behind(size, old)?;
+            } else {
+                // A VM state that an applied snapshot has left there must not become a part of the disk.
+                meta.free_behind(old, size)?;
             }
             meta.grow_l1(meta.layout.l1_len(size))?;
             if meta.header.autoclear & DATA_FILE_RAW != 0
@@ -199,6 +202,9 @@ impl Meta {
         while guest < end {
             self.relieve()?;
             let l1_index = layout.l1_index(guest);
+            if l1_index >= self.l1.len() as u64 {
+                break;
+            }
             let Some(table) = self.l2_table(l1_index)? else {
                 guest = (l1_index + 1).saturating_mul(layout.l2_span());
                 continue;
