@@ -36,8 +36,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The line of a run that ended now.
-    pub(super) fn of(case: &Case, result: &Result<Outcome>) -> Result<Row> {
+    /// The line of a run of the program of this commit that ended now.
+    pub(super) fn of(case: &Case, commit: &str, result: &Result<Outcome>) -> Result<Row> {
         let (minutes, result) = match result {
             Ok(outcome) => {
                 (format!("{:.1}", outcome.took.as_secs_f64() / 60.0), format!("passed: {}", outcome.told))
@@ -45,7 +45,7 @@ impl Row {
             Err(error) => ("-".to_owned(), format!("FAILED: {error:#}")),
         };
         let date = said("date", &["-u", "+%F"])?;
-        Ok(Row { name: case.name(), what: case.describe(), date, commit: commit()?, minutes, result })
+        Ok(Row { name: case.name(), what: case.describe(), date, commit: commit.to_owned(), minutes, result })
     }
 
     fn line(&self) -> String {
@@ -77,7 +77,7 @@ pub(crate) fn updated(document: &str, row: &Row) -> String {
 }
 
 /// The commit that is checked out, and whether there is more.
-fn commit() -> Result<String> {
+pub(super) fn commit() -> Result<String> {
     let commit = said("git", &["rev-parse", "--short=12", "HEAD"])?;
     let changed = said("git", &["status", "--porcelain", "--untracked-files=no", "crates"])?;
     Ok(if changed.is_empty() { commit } else { commit + "+" })

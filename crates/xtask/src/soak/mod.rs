@@ -59,6 +59,7 @@ pub fn run(options: &SoakOptions) -> Result<bool> {
         return Ok(true);
     }
     umbra::build()?;
+    let commit = document::commit()?;
     let guests = Guests::load()?;
     let length = Length { seconds: options.minutes * 60, long: true };
     let mut failed = Vec::new();
@@ -76,7 +77,7 @@ pub fn run(options: &SoakOptions) -> Result<bool> {
         }
         let is_whole = case.program != Program::Stress || options.minutes >= cases::MINUTES;
         if is_whole && umbra::is_ours() {
-            document::record(&cache::workspace(), &Row::of(&case, &result)?)?;
+            document::record(&cache::workspace(), &Row::of(&case, &commit, &result)?)?;
         }
     }
     if !failed.is_empty() {
