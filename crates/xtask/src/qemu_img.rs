@@ -32,12 +32,12 @@ pub fn find() -> Result<PathBuf> {
     }
 }
 
-/// Writes the script for a tree of unpacked packages.
+/// Writes the script for a tree of unpacked packages. Under the name `qemu-img`, because its messages begin with its name.
 pub(crate) fn install(tree: &Path) -> Result<()> {
     let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
     let path: Vec<String> = libraries.iter().map(|folder| tree.join(folder).display().to_string()).collect();
     let text = format!(
-        "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}' \"$@\"\n",
+        "#!/bin/bash\nLD_LIBRARY_PATH='{}' exec -a qemu-img '{}' \"$@\"\n",
         path.join(":"),
         tree.join("usr/bin/qemu-img").display()
     );
