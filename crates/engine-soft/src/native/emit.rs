@@ -346,8 +346,25 @@ fn encode(list: &[Instruction]) -> Option<Vec<u8>> {
 
 /// Whether the instruction is the no-operation of [`crate::native::features::is_nop_without_feature`], or a prefetch.
 pub fn does_nothing(m: M) -> bool {
-    matches!(m, M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq | M::Nop | M::Reservednop | M::Cldemote)
-        || format!("{m:?}").starts_with("Prefetch")
+    matches!(
+        m,
+        M::Endbr32
+            | M::Endbr64
+            | M::Rdsspd
+            | M::Rdsspq
+            | M::Nop
+            | M::Reservednop
+            | M::Cldemote
+            | M::Prefetch
+            | M::Prefetcht0
+            | M::Prefetcht1
+            | M::Prefetcht2
+            | M::Prefetchit0
+            | M::Prefetchit1
+            | M::Prefetchnta
+            | M::Prefetchw
+            | M::Prefetchwt1
+    )
 }
 
 #[cfg(test)]

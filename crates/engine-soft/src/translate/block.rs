@@ -443,7 +443,8 @@ impl Builder<'_> {
             len => {
                 let address = Address::of(i, self.wide, self.offset, false)?;
                 self.flags.host = false;
-                Some(self.lookup(address, len, copied.write))
+                let slow = if copied.masked { Kind::Call } else { Kind::Access { write: copied.write } };
+                Some(self.lookup_or(address, len, copied.write, slow))
             }
         };
         if before != 0 && !self.flags.host {

@@ -47,6 +47,8 @@ pub(super) struct Copied {
     pub len: u8,
     pub read: bool,
     pub write: bool,
+    /// A mask says which of the bytes it accesses: where not all may be accessed, the interpreter finds out whether that matters.
+    pub masked: bool,
     /// The unit that must be available.
     pub unit: Unit,
     /// The host's processor may raise an exception.
@@ -63,6 +65,9 @@ impl Form {
     pub(super) fn of(cpu: &Cpu, i: &Instruction, factory: &mut InstructionInfoFactory) -> Self {
         if let Some(form) = control(cpu, i) {
             return form;
+        }
+        if matches!(i.mnemonic(), M::Endbr32 | M::Endbr64) {
+            return Self::Nothing;
         }
         if i.flow_control() != FlowControl::Next || !is_offered(cpu, i) {
             return Self::Interpret;
@@ -96,7 +101,7 @@ impl Form {
 
 impl Copied {
     fn vector() -> Self {
-        Self { len: 0, read: false, write: false, unit: Unit::Avx, raises: false }
+        Self { len: 0, read: false, write: false, masked: false, unit: Unit::Avx, raises: false }
     }
 }
 
@@ -153,17 +158,19 @@ fn copied(i: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Copie
         return None;
     }
     let (read, write) = native::directions(i, &registers);
-    let len = match native::operand(i, &registers) {
-        Operand::None => 0,
-        Operand::Whole => u8::try_from(i.memory_size().size()).ok().filter(|n| matches!(n, 1..=64))?,
+    let (len, masked) = match native::operand(i, &registers) {
+        Operand::None => (0, false),
+        Operand::Whole => (i.memory_size().size(), false),
+        Operand::Masked(_) => (i.memory_size().size(), true),
         _ => return None,
     };
+    let len = u8::try_from(len).ok().filter(|n| matches!(n, 0..=64))?;
     if has_memory && len == 0 {
         return None;
     }
     let divides = matches!(i.mnemonic(), M::Div | M::Idiv);
     let vector = !matches!(unit, Unit::General | Unit::GeneralVex);
-    Some(Copied { len, read, write, unit, raises: divides || vector || len >= 16 })
+    Some(Copied { len, read, write, masked, unit, raises: divides || vector || len >= 16 })
 }
 
 /// Control flow and the stack.

@@ -146,6 +146,11 @@ impl Builder<'_> {
     /// Looks up `len` bytes for the instruction at hand; afterwards the operand is where this says, B is free and flags are
     /// lost. What the slow path does is in the site of this kind that is made.
     pub(super) fn lookup(&mut self, address: Address, len: u8, write: bool) -> HostOperand {
+        self.lookup_or(address, len, write, Kind::Access { write })
+    }
+
+    /// The same, with another slow path.
+    pub(super) fn lookup_or(&mut self, address: Address, len: u8, write: bool, slow: Kind) -> HostOperand {
         const INDEX: i32 = ((ENTRIES - 1) << 5) as i32;
         const _: () = assert!(size_of::<Entry>() == 1 << 5);
         let retry = self.asm.len();
@@ -180,7 +185,7 @@ impl Builder<'_> {
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
         self.asm.rm(op::CMP_STORE, A, at(B, tag as i32));
         let hole = self.asm.jcc(cond::NOT_EQUAL);
-        self.slow_at(hole, Kind::Access { write }, retry);
+        self.slow_at(hole, slow, retry);
         let addend = at(B, offset_of!(Entry, addend) as i32);
         match address {
             Address::Near { base, disp } => {

@@ -74,7 +74,7 @@ const JUMPS: usize = 1 << 14;
 /// The bits of a hash that are the offset of an entry in it.
 const JUMP_MASK: usize = (JUMPS - 1) * size_of::<Jump>();
 /// How often a block runs in the interpreter before it is translated.
-const AFTER: u32 = 64;
+const AFTER: u32 = 32;
 /// Sites that a processor may have.
 const SITES_MAX: usize = 1 << 20;
 

@@ -43,6 +43,8 @@ impl Timer {
                 let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
                 action.sa_sigaction = ring as *const () as usize;
                 action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+                // Both may come at the same tick; a sample is not to be of this handler.
+                libc::sigaddset(&raw mut action.sa_mask, super::profile::signal());
                 libc::sigaction(signal(), &raw const action, ptr::null_mut());
             }
         });

@@ -83,7 +83,7 @@ impl Profile {
 }
 
 /// The signal; the alarm's is the one before.
-fn signal() -> i32 {
+pub(super) fn signal() -> i32 {
     libc::SIGRTMIN() + 3
 }
 

@@ -247,3 +247,52 @@ fn divisions() {
     assert_eq!(fault_rip(&pair.translated, false), CODE + 4);
     assert_eq!(pair.translated.peek(pair.translated.cpu.gpr[RSP] + 16, 8) & 1, 1, "carry");
 }
+
+#[test]
+fn masked_operands() {
+    let mut pair = pair();
+    if !std::arch::is_x86_feature_detected!("avx512bw") {
+        eprintln!("not tested: this processor has no AVX-512BW");
+        return;
+    }
+    // The page after this one is not there, the one after that cannot be written.
+    const EDGE: u64 = DATA + 0x7000;
+    pair.both(|guest| {
+        guest.cpu.cr4.insert(Cr4::OSXSAVE);
+        guest.cpu.xcr0 = 0xe7;
+        guest.cpu.update_context();
+        guest.map(EDGE, 0);
+        guest.map(DATA + 0x9000, (DATA + 0x9000) | 1);
+        (0..512)
+            .for_each(|n| guest.put(EDGE - 0x1000 + 8 * n, u64::wrapping_mul(n, 0x0102_0408_1020_4081), 8));
+    });
+    // kmovq k1,rax; kmovq k2,rdx; vmovdqu8 zmm1{k1}{z},[rbx]; vpcmpub k3{k1},zmm1,[rbx],1; vmovdqu8 [rcx]{k2},zmm1;
+    // vpmaskmovd ymm4,ymm5,[rbx]; vpaddd zmm6{k1},zmm7,dword ptr [rbx]{1to16}
+    let code = hex("c4e1fb92c8c4e1fb92d262f17fc96f0b62f375493e1b0162f17f4a7f09c4e2558c2362f14559fe33");
+    const ALL: u64 = u64::MAX;
+    const FAULT: u64 = 14;
+    let low = |n: u32| (1 << n) - 1;
+    for (from, to, read, written, outcome) in [
+        (DATA, DATA + 0x100, ALL, ALL, NOTHING),
+        (DATA + 1, DATA + 0x101, 0x1234_5678_9abc_def0, 0xf0f0, NOTHING),
+        // Across the edge, with what lies beyond masked off, and not.
+        (EDGE - 0x20, DATA, low(32), ALL, NOTHING),
+        (EDGE - 0x20, DATA, low(33), ALL, FAULT),
+        (DATA, EDGE - 0x10, ALL, low(16), NOTHING),
+        (DATA, EDGE - 0x10, ALL, low(17), FAULT),
+        // To where nothing may be written, which is nothing.
+        (DATA, DATA + 0x9000, ALL, 0, NOTHING),
+        (DATA, DATA + 0x9000, ALL, 1, FAULT),
+        (DATA, EDGE + 0x100, ALL, 0, NOTHING),
+    ] {
+        for _ in 0..3 {
+            let setup = |guest: &mut Guest| {
+                (guest.cpu.gpr[RBX], guest.cpu.gpr[RCX]) = (from, to);
+                (guest.cpu.gpr[RAX], guest.cpu.gpr[RDX]) = (read, written);
+                // Whose sign bits choose as well: nothing.
+                guest.cpu.vector.zmm[5] = [0; 64];
+            };
+            assert_eq!(pair.run(setup, &code), outcome, "{from:#x} {to:#x} {read:#x} {written:#x}");
+        }
+    }
+}
