@@ -14,8 +14,8 @@ use super::layout::{Guid, Header, PAGE, checksum};
 
 /// Descriptors in one entry that we write: they fill its first sector.
 pub(super) const PAGES_MAX: usize = (PAGE as usize - size_of::<EntryHeader>()) / size_of::<Descriptor>();
-/// Bytes of zeroes that one log may order: what it zeroes is metadata.
-const ZEROES_MAX: u64 = 1 << 30;
+/// Bytes of zeroes that one log may order: what it zeroes is metadata, and its pages are held in memory.
+const ZEROES_MAX: u64 = 64 << 20;
 /// Bytes of a data sector that it brings; the first 8 and the last 4 are in its descriptor.
 const DATA: usize = 4084;
 
