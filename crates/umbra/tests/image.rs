@@ -157,6 +157,49 @@ fn compressed_images_are_read_by_the_other() {
 }
 
 #[test]
+fn encrypted_images_are_read_by_the_other() {
+    let Some(pair) = Pair::new() else { return };
+    let source = pattern(3 << 20);
+    let secret = "secret,id=s,data=abc";
+    for (format, options, key) in [
+        ("luks", "key-secret=s,iter-time=10", "key-secret"),
+        ("qcow2", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "encrypt.key-secret"),
+    ] {
+        for (writer, reader) in [(&pair.ours, &pair.theirs), (&pair.theirs, &pair.ours)] {
+            writer.write("source", &source);
+            convert(writer, "raw", format, options, "image", &["--object", secret]);
+            let (plain, image) = (writer.path("source"), writer.path("image"));
+            let first = format!("driver=raw,file.filename={plain}");
+            let second = format!("driver={format},{key}=s,file.filename={image}");
+            let done = reader.run(&["compare", "--object", secret, "--image-opts", &first, &second]);
+            assert_eq!(done.code, 0, "{format} by {}: {done:?}", writer.name);
+            let head = std::fs::read(&image).unwrap();
+            assert!(!head.windows(512).any(|window| window == &source[..512]), "it is encrypted");
+        }
+    }
+}
+
+#[test]
+fn a_copy_over_a_backing_file_has_only_its_own() {
+    let Some(pair) = Pair::new() else { return };
+    let ours = &pair.ours;
+    ours.write("source", &pattern(2 << 20));
+    convert(ours, "raw", "qcow2", "", "base", &[]);
+    ours.succeed(&["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"]);
+    ours.write("source", &[7; 65536]);
+    ours.succeed(&["convert", "-n", "-f", "raw", "-O", "qcow2", "source", "top"]);
+    for (name, words) in [
+        ("one", &["convert", "-O", "qcow2", "-B", "base", "-F", "qcow2", "top", "one"][..]),
+        ("two", &["convert", "-O", "qcow2", "-o", "backing_file=base,backing_fmt=qcow2", "top", "two"][..]),
+    ] {
+        ours.succeed(words);
+        let same = pair.theirs.run(&["compare", &ours.path("top"), &ours.path(name)]);
+        assert_eq!(same.code, 0, "{name}: {same:?}");
+        assert!(std::fs::metadata(ours.path(name)).unwrap().len() < 1 << 20, "{name} has its own data only");
+    }
+}
+
+#[test]
 fn images_that_qemu_made_are_written_into() {
     let Some(pair) = Pair::new() else { return };
     for (format, options) in KINDS.into_iter().filter(|(format, _)| *format != "raw") {

@@ -2,7 +2,7 @@
 
 use umbra_block::{BackingRef, Disk, Error, Node, NodeSpec, Preallocation, SnapshotTarget};
 
-use super::copy::{Copy, Source, is_stream};
+use super::copy::{Copy, Source, is_stream, is_zero_when_new};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::{Cache, Want};
@@ -38,7 +38,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let plan = plan(parsed, format)?;
     let disks = open_sources(tool, parsed, &plan)?;
     let total: u64 = disks.iter().map(Disk::size).sum();
-    check_formats(tool, parsed, &plan)?;
+    let backing = check_formats(tool, parsed, &plan)?;
     if parsed.has("dry-run") {
         return dry_run(tool, parsed, &plan, total);
     }
@@ -54,8 +54,11 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             sources: disks.iter().map(|disk| Source { disk, start: 0, len: disk.size() }).collect(),
             target: &disk,
             target_start: 0,
-            target_is_zero: if plan.create { !parsed.has("backing") } else { plan.target_is_zero },
-            top_only: parsed.has("backing"),
+            target_is_zero: match plan.create {
+                true => !backing && is_zero_when_new(&disk),
+                false => plan.target_is_zero,
+            },
+            top_only: backing,
             compress: plan.compress || is_stream(&disk),
             sparse: plan.sparse,
             threads: plan.threads,
@@ -187,11 +190,11 @@ fn over(disk: &Disk, view: Box<dyn umbra_block::Format>) -> Disk {
     Disk::over(Node::new(view, node.format_name(), node.spec().clone(), node.backing()))
 }
 
-/// What does not go together with the target's format.
-fn check_formats(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>) -> Outcome<()> {
+/// What does not go together with the target's format. Whether the target gets a backing file.
+fn check_formats(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>) -> Outcome<bool> {
     let driver = driver(tool, plan.format)?;
     if !plan.create {
-        return Ok(());
+        return Ok(parsed.has("backing"));
     }
     let texts: Vec<&str> = parsed.all("options").collect();
     let given = target::given(&**driver, &texts)?;
@@ -214,7 +217,7 @@ fn check_formats(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>) -> Outcome<()> {
     if backing && !format {
         return Err(Failure::new("Use of backing file requires explicit backing format"));
     }
-    Ok(())
+    Ok(backing)
 }
 
 fn planned_target(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>, total: u64) -> Outcome<Target> {

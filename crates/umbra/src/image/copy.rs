@@ -301,6 +301,17 @@ pub fn is_stream(disk: &Disk) -> bool {
     disk.node().format_name() == "vmdk" && disk.geometry().compression.is_some()
 }
 
+/// Whether a disk that was just made reads as zeroes: what is encrypted as a whole does not, nor does a device.
+pub fn is_zero_when_new(disk: &Disk) -> bool {
+    let node = disk.node();
+    let is_device = node.format().storages().first().is_some_and(|storage| storage.info().fixed_len);
+    match node.format_name() {
+        "luks" => false,
+        "raw" => !is_device,
+        _ => true,
+    }
+}
+
 /// Whether there are only zeroes.
 pub fn is_zero(bytes: &[u8]) -> bool {
     // The compiler makes vectors of it; the first few bytes decide for most data.

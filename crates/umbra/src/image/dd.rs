@@ -2,7 +2,7 @@
 
 use umbra_block::{Disk, NodeSpec};
 
-use super::copy::{Copy, Source};
+use super::copy::{Copy, Source, is_stream, is_zero_when_new};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::{Cache, Want};
@@ -47,9 +47,9 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             sources: vec![Source { disk: &disk, start, len }],
             target: &made,
             target_start: 0,
-            target_is_zero: true,
+            target_is_zero: is_zero_when_new(&made),
             top_only: false,
-            compress: false,
+            compress: is_stream(&made),
             sparse: 4096,
             threads: None,
             rate: None,
