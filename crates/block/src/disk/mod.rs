@@ -275,6 +275,12 @@ impl Disk {
                     "shrinking an image loses all data beyond the new end; use --shrink to do it all the same".into(),
                 ));
             }
+            if size > old && node.format.snapshots().is_some() {
+                // What the last unit holds behind the end goes before it becomes part of the disk. Only formats that
+                // keep VM state there have mappings behind the end.
+                let unit = node.format.geometry().unit.max(1);
+                node.clear_new_end(old, old.next_multiple_of(unit).min(size))?;
+            }
             node.writer("resize")?.resize(size, preallocation, task)?;
             if size > old {
                 node.clear_new_end(old, size)?;

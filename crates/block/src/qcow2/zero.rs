@@ -78,30 +78,30 @@ impl Qcow2 {
                     "Can't resize a version 2 image which has snapshots".to_owned(),
                 ));
             }
-            if size < old {
-                if preallocation != Preallocation::Off {
-                    return Err(Error::option("Preallocation can't be used for shrinking an image"));
-                }
-                meta.free_behind(size, old)?;
-            } else {
+            if size < old && preallocation != Preallocation::Off {
+                return Err(Error::option("Preallocation can't be used for shrinking an image"));
+            }
+            if size > old {
                 // A VM state that an applied snapshot has left there must not become a part of the disk.
                 meta.free_behind(old, size)?;
+                meta.resize_raw_data(size)?;
             }
             meta.grow_l1(meta.layout.l1_len(size))?;
-            if meta.header.autoclear & DATA_FILE_RAW != 0
-                && let Some(data) = &meta.data
-            {
-                data.set_len(size)?;
-            }
             meta.flush()?;
             meta.header.size = size;
             if let Err(error) = meta.write_header() {
                 meta.header.size = old;
                 return Err(error);
             }
+            meta.file.flush()?;
+            self.size.store(size, std::sync::atomic::Ordering::Release);
+            if size < old {
+                // Only now: a disk of the old size would have lost its end.
+                meta.free_behind(size, old)?;
+                meta.resize_raw_data(size)?;
+            }
             meta.resize_bitmaps(size)?;
             meta.flush()?;
-            self.size.store(size, std::sync::atomic::Ordering::Release);
             if preallocation != Preallocation::Off {
                 meta.preallocate(old, size, preallocation, task)?;
             }
@@ -111,6 +111,14 @@ impl Qcow2 {
 }
 
 impl Meta {
+    /// A data file that is the disk is as long as the disk.
+    fn resize_raw_data(&self, size: u64) -> Result<()> {
+        match &self.data {
+            Some(data) if self.header.autoclear & DATA_FILE_RAW != 0 => data.set_len(size),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes a whole cluster read as zeroes.
     fn zero_cluster(&mut self, guest: u64, unmap: bool) -> Result<bool> {
         let layout = self.layout;
