@@ -147,3 +147,19 @@ fn single_step_and_breakpoints() {
     assert_eq!(guest.fault(&[0x8b, 0x43, 0x04, 0x66, 0x89, 0x43, 0x06, 0xff, 0xc0]), (1, 0, CODE + 7));
     assert_eq!(guest.cpu.dr6 & 0xf, 2);
 }
+
+#[test]
+fn an_x87_state_that_cannot_be_stored_stays() {
+    let mut guest = Guest::new();
+    guest.map(DATA, 0);
+    guest.cpu.gpr[RBX] = DATA + 8;
+    // A control word that masks nothing, and a zero divide that is pending.
+    let state = [0x40, 0x03, 0x84, 0x80];
+    guest.cpu.vector.fx[..4].copy_from_slice(&state);
+    // fnsave [rbx]; fnstenv [rbx]: neither waits for the exception, and both would mask it.
+    for code in [[0xdd, 0x33], [0xd9, 0x33]] {
+        guest.cpu.gpr[RSP] = STACK;
+        assert_eq!(guest.fault(&code), (14, 2, CODE));
+        assert_eq!(guest.cpu.vector.fx[..4], state);
+    }
+}
