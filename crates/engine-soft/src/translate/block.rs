@@ -161,7 +161,7 @@ impl Cpu {
     /// The instructions of the block at `start`.
     fn items(&mut self, factory: &mut InstructionInfoFactory, page: &[u8; PAGE], start: u16) -> Vec<Item> {
         let mut items = Vec::new();
-        let mut branches = if self.lockstep.is_some() { 0 } else { BRANCHES_MAX };
+        let mut branches = BRANCHES_MAX;
         let mut at = usize::from(start);
         let mut decoder = Decoder::with_ip(self.mode.code.into(), &page[at..], 0, DecoderOptions::NONE);
         while items.len() < INSTRUCTIONS_MAX && decoder.can_decode() {
@@ -307,9 +307,12 @@ impl Builder<'_> {
         for (n, item) in items.iter().enumerate().rev() {
             live[n] = item.uses.before(live[n + 1] | needs[n]);
         }
-        self.enter(block, live[0] != 0, items.len());
+        self.enter(block, live[0] != 0);
         let mut closed = false;
         for (n, item) in items.iter().enumerate() {
+            if n == 0 || matches!(items[n - 1].form, Form::Branch(_)) {
+                self.count(&items[n..]);
+            }
             closed = self.item(item, live[n], live[n + 1] | needs[n]) && item.form.closes();
         }
         if let Some(last) = items.last().filter(|_| !closed) {
@@ -319,8 +322,8 @@ impl Builder<'_> {
     }
 
     /// The start of every translation. Those that come with flags in the host's put them away, if they are needed; then come
-    /// attention, version, count, but for those that come from before in this page.
-    fn enter(&mut self, block: &Block, reads_flags: bool, count: usize) {
+    /// attention and version, but for those that come from before in this page.
+    fn enter(&mut self, block: &Block, reads_flags: bool) {
         if reads_flags {
             self.asm.spill_flags(state(fast(offset_of!(Fast, status))), A);
         }
@@ -336,11 +339,16 @@ impl Builder<'_> {
         let site = self.site(Site { at: self.entry as u32, ..Site::new(Kind::Stale, self.start) });
         self.stubs.push(Stub::Exit { hole, site });
         self.light = self.asm.len();
+    }
+
+    /// Counts the first of `items` up to a branch, if they are counted. Flags stay.
+    fn count(&mut self, items: &[Item]) {
         if super::counts() {
-            let count = at(A, count as i32);
+            let branch = items.iter().position(|i| matches!(i.form, Form::Branch(_)));
+            let counted = at(A, branch.map_or(items.len(), |n| n + 1) as i32);
             let counter = state(fast(offset_of!(Fast, translated)));
             self.asm.rm(op::MOV, A, counter);
-            self.asm.rm(op::LEA, A, count);
+            self.asm.rm(op::LEA, A, counted);
             self.asm.rm(op::MOV_STORE, A, counter);
         }
     }
