@@ -9,6 +9,7 @@ use umbra_engine::{Counters, CpuIo, CpuState, EngineError, Halt, Kicker, RunStat
 use crate::cpu::Cpu;
 use crate::exec::{self, Stop};
 use crate::state;
+use crate::translate;
 use crate::vm::{Activity, Alarm, Profile, Sampler, Shared, attention, count};
 
 /// A processor under the software engine.
@@ -118,8 +119,11 @@ impl Cpu {
         }
         let translated = std::mem::take(&mut self.fast.translated);
         let n = std::mem::take(&mut self.fast.instructions) + translated;
-        self.counters.add(count::INSTRUCTIONS, n);
-        self.counters.add(count::TRANSLATED, translated);
+        // Without those of translations the others tell nothing.
+        if translate::counts() {
+            self.counters.add(count::INSTRUCTIONS, n);
+            self.counters.add(count::TRANSLATED, translated);
+        }
         self.counters.add(count::ENTERED, std::mem::take(&mut self.fast.entered));
         self.counters.add(count::INTERPRETED, std::mem::take(&mut self.fast.interpreted));
     }

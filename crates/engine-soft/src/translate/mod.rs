@@ -179,7 +179,7 @@ fn after() -> u32 {
 }
 
 /// Whether translations count the instructions they are made of: when statistics are asked for.
-fn counts() -> bool {
+pub(crate) fn counts() -> bool {
     static ASKED: OnceLock<bool> = OnceLock::new();
     cfg!(test) || *ASKED.get_or_init(|| std::env::var_os("UMBRA_COUNT").is_some())
 }

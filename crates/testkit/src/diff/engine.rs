@@ -171,11 +171,11 @@ impl Guest {
         Ok(Self { memory, cpu, io, state, cpuid, code, watch, _vm: vm })
     }
 
-    /// Instructions that have run in translated blocks.
+    /// How often translations were entered.
     pub fn translated(&self) -> u64 {
         let counters = self.cpu.counters();
         let mut all = counters.read();
-        all.find(|c| c.0 == "instructions of translated blocks").map_or(0, |c| c.1)
+        all.find(|c| c.0 == "entries into translations").map_or(0, |c| c.1)
     }
 
     fn prepare(&mut self, test: &Test) -> anyhow::Result<()> {
