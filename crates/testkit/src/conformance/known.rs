@@ -181,6 +181,10 @@ const KNOWN: &[Known] = &[
         &["code.the_very_next_instruction", "code.later_in_the_same_block"],
     ),
     tcg(
+        "TCG now and then goes on with code that another processor has written over, after an interrupt of that one's too",
+        &["code.written_by_another_processor"],
+    ),
+    tcg(
         "TCG takes every value into MXCSR by FXRSTOR and XRSTOR (SDM volume 1, 10.5 and 13.8)",
         &["vector.fxrstor_brings_all_back", "vector.xrstor_errors"],
     ),
