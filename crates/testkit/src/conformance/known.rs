@@ -182,7 +182,7 @@ const KNOWN: &[Known] = &[
     ),
     tcg(
         "TCG now and then goes on with code that another processor has written over, after an interrupt of that one's too",
-        &["code.written_by_another_processor"],
+        &["code.written_by_another_processor", "code.rewritten_while_another_runs_it"],
     ),
     tcg(
         "TCG takes every value into MXCSR by FXRSTOR and XRSTOR (SDM volume 1, 10.5 and 13.8)",
