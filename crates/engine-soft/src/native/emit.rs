@@ -12,6 +12,7 @@ use iced_x86::{
 };
 
 use crate::cpu::{Cpu, VectorState};
+use crate::native::features::is_nop_without_feature;
 use crate::native::forms;
 use crate::native::plan::Registers;
 
@@ -344,27 +345,23 @@ fn encode(list: &[Instruction]) -> Option<Vec<u8>> {
     Some(encoder.take_buffer())
 }
 
-/// Whether the instruction is the no-operation of [`crate::native::features::is_nop_without_feature`], or a prefetch.
+/// Whether the instruction is a no-operation, one of [`is_nop_without_feature`], or a prefetch.
 pub fn does_nothing(m: M) -> bool {
-    matches!(
-        m,
-        M::Endbr32
-            | M::Endbr64
-            | M::Rdsspd
-            | M::Rdsspq
-            | M::Nop
-            | M::Reservednop
-            | M::Cldemote
-            | M::Prefetch
-            | M::Prefetcht0
-            | M::Prefetcht1
-            | M::Prefetcht2
-            | M::Prefetchit0
-            | M::Prefetchit1
-            | M::Prefetchnta
-            | M::Prefetchw
-            | M::Prefetchwt1
-    )
+    is_nop_without_feature(m)
+        || matches!(
+            m,
+            M::Nop
+                | M::Reservednop
+                | M::Prefetch
+                | M::Prefetcht0
+                | M::Prefetcht1
+                | M::Prefetcht2
+                | M::Prefetchit0
+                | M::Prefetchit1
+                | M::Prefetchnta
+                | M::Prefetchw
+                | M::Prefetchwt1
+        )
 }
 
 #[cfg(test)]

@@ -66,11 +66,11 @@ impl Form {
         if let Some(form) = control(cpu, i) {
             return form;
         }
-        if matches!(i.mnemonic(), M::Endbr32 | M::Endbr64) {
-            return Self::Nothing;
-        }
         if i.flow_control() != FlowControl::Next || !is_offered(cpu, i) {
             return Self::Interpret;
+        }
+        if native::does_nothing(i.mnemonic()) {
+            return Self::Nothing;
         }
         if cpu.mode.code == 64
             && let Some(system) = System::of(i.code())
@@ -88,9 +88,6 @@ impl Form {
         }
         if i.mnemonic() == M::Lea {
             return Self::Lea;
-        }
-        if native::does_nothing(i.mnemonic()) {
-            return Self::Nothing;
         }
         if !(is_mov(i) || native::is_allowed(i)) {
             return Self::Interpret;
@@ -164,7 +161,7 @@ fn copied(i: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Copie
         Operand::Masked(_) => (i.memory_size().size(), true),
         _ => return None,
     };
-    let len = u8::try_from(len).ok().filter(|n| matches!(n, 0..=64))?;
+    let len = u8::try_from(len).ok().filter(|n| *n <= 64)?;
     if has_memory && len == 0 {
         return None;
     }
