@@ -235,7 +235,7 @@ impl Cpu {
         for site in &mut sites {
             site.version = block.version;
             site.at += base;
-            if site.kind != Kind::Cross && site.resume != 0 {
+            if site.resume != 0 {
                 site.resume += base;
             }
         }
@@ -512,24 +512,25 @@ impl Builder<'_> {
 
     /// The slow path of the instruction at hand is taken by `hole`.
     pub(super) fn slow_at(&mut self, hole: Hole, kind: Kind, retry: usize) {
-        let mut site = Site::new(kind, self.offset);
-        site.at = retry as u32;
-        site.mnemonic = self.mnemonic as u16;
-        let site = self.site(site);
+        let site = self.slow_site(kind, retry);
         self.stubs.push(Stub::Slow { hole, site, resume: 0, load: false });
+    }
+
+    fn slow_site(&mut self, kind: Kind, retry: usize) -> u32 {
+        let (at, mnemonic) = (retry as u32, self.mnemonic as u16);
+        self.site(Site { at, mnemonic, ..Site::new(kind, self.offset) })
+    }
+
+    /// One of the sites of this block.
+    fn site_mut(&mut self, number: u32) -> &mut Site {
+        &mut self.sites[(number - self.first_site) as usize]
     }
 
     /// Lets the interpreter do the instruction at hand.
     fn interpret(&mut self) {
-        let mut site = Site::new(Kind::Call, self.offset);
-        let retry = self.asm.len() as u32;
-        let number = self.site(site);
-        self.asm.go_with(number, state(fast(offset_of!(Fast, slow))));
-        (site.at, site.resume) = (retry, self.asm.len() as u32);
-        site.mnemonic = self.mnemonic as u16;
-        if let Some(last) = self.sites.last_mut() {
-            *last = site;
-        }
+        let site = self.slow_site(Kind::Call, self.asm.len());
+        self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
+        self.site_mut(site).resume = self.asm.len() as u32;
     }
 
     fn out_of_line(&mut self) {
@@ -539,10 +540,8 @@ impl Builder<'_> {
                 Stub::Slow { hole, site, resume, load } => {
                     self.asm.here(hole);
                     self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
-                    let place = &mut self.sites[(site - self.first_site) as usize].resume;
-                    *place = resume as u32;
+                    self.site_mut(site).resume = if load { self.asm.len() } else { resume } as u32;
                     if load {
-                        *place = self.asm.len() as u32;
                         self.asm.load_flags(status, B);
                         let back = self.asm.jmp();
                         self.asm.fill(back, resume);
@@ -550,7 +549,7 @@ impl Builder<'_> {
                 }
                 Stub::Exit { hole, site } => {
                     self.asm.here(hole);
-                    if self.sites[(site - self.first_site) as usize].flags_live {
+                    if self.site_mut(site).flags_live {
                         self.asm.spill_flags(status, A);
                     }
                     self.leave_by(site);

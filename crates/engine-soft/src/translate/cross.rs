@@ -6,6 +6,7 @@
 
 use std::mem::offset_of;
 
+use super::Jump;
 use super::asm::{A, Asm, at, cond, op, state};
 use super::block::Builder;
 use super::memory::fast;
@@ -13,8 +14,6 @@ use super::site::{Kind, Site};
 use crate::exec::Fast;
 
 const PAGE: i32 = 4096;
-/// A key that no processor has; see `Jump::NONE`.
-const NEVER: u64 = 1 << 9;
 /// Lookups until a link is made anew.
 pub(super) const PATIENCE: i32 = 255;
 
@@ -42,7 +41,7 @@ pub(super) fn emit(asm: &mut Asm, wide: bool, target: i32, site: u32, linked: Op
         Some(Linked { global: true, .. }) => offset_of!(Fast, global_key),
         _ => offset_of!(Fast, key),
     };
-    asm.mov_i64(A, linked.map_or(NEVER, |l| l.key));
+    asm.mov_i64(A, linked.map_or(Jump::NONE.key, |l| l.key));
     asm.rm(op::CMP, A, state(fast(key)));
     let other_key = asm.jcc(cond::NOT_EQUAL);
     asm.mov_i64(A, linked.map_or(0, |l| l.page));
@@ -67,8 +66,7 @@ impl Builder<'_> {
     /// Goes on at an address off this page. Flags are in the state block.
     pub(super) fn cross(&mut self, target: i32) {
         let at = self.asm.len() as u32;
-        let site = Site { at, resume: target as u32, ..Site::new(Kind::Cross, self.offset) };
-        let site = self.site(site);
+        let site = self.site(Site { at, ..Site::new(Kind::Cross, self.offset) });
         emit(&mut self.asm, self.wide, target, site, None);
     }
 }

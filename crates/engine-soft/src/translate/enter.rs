@@ -1,8 +1,8 @@
 //! Into translations and out of them.
 //!
 //! [`enter`] loads the guest's registers and jumps to a translation. That leaves through [`leave`], which stores them and returns to the
-//! caller of `enter`; or it calls Rust through [`slow`] and goes on where that says; or it asks [`find`] for another translation. An exception of the host's processor comes as a signal,
-//! whose handler lets the thread go on at [`stop`].
+//! caller of `enter`; or it calls Rust through [`slow`] and goes on where that says; or it asks [`find`] for another translation. An exception
+//! of the host's processor comes as a signal, whose handler lets the thread go on at [`stop`].
 //!
 //! GS is based at the state block of the processor that runs on the thread; Linux leaves it to programs, and no library uses it.
 
@@ -123,7 +123,8 @@ pub(super) unsafe extern "sysv64" fn leave() {
     )
 }
 
-/// Goes on at the address in R10, if the table has it. If not, or if patience is at an end, leaves: by the site whose number is in R11 in the latter case.
+/// Goes on at the address in R10, if the table has it. If not, or if patience is at an end, leaves: in the latter case by the site
+/// whose number is in R11.
 ///
 /// # Safety
 /// Only translations go here.

@@ -125,9 +125,9 @@ impl Cpu {
         if !self.is_linkable() {
             return;
         }
-        let (wide, target) = (self.mode.code == 64, site.resume as i32);
-        let page = self.rip.wrapping_sub(target as u64);
-        let page = if wide { page } else { page & 0xffff_ffff };
+        // It is near enough for a displacement, in 32-bit code around the end of the address space.
+        let (wide, page) = (self.mode.code == 64, self.fast.page);
+        let target = self.rip.wrapping_sub(page) as i32;
         let key = if global { self.fast.global_key } else { self.fast.key };
         let area = &self.translator.area;
         let to = area.offset_of(code) as i64 - i64::from(site.at);

@@ -20,12 +20,12 @@ pub(super) enum Kind {
     },
     /// The interpreter does the instruction.
     Call,
+    /// The same, an indirect branch whose target was not found; where the interpreter comes to is looked up.
+    Target,
     /// Vector registers are asked for; see `vector`.
     Vector(u8),
     /// The host's processor may raise an exception here, and nothing else happens.
     Native,
-    /// The same, an indirect branch whose target was not found; where the interpreter comes to is looked up.
-    Target,
     /// An exit to an address in this page, which can be linked.
     Link,
     /// An exit to an address off this page, which can be linked; see `cross`.
@@ -59,8 +59,7 @@ pub(super) struct Site {
     /// An offset into the area: where to try again; of a native instruction, where it is; of a link, its displacement; of a jump to
     /// another page, its start; of a stale block, its entry.
     pub at: u32,
-    /// Where to go on after the interpreter did the instruction; 0 to leave. Of a jump to another page: where it leads, in bytes from the
-    /// start of this page (an `i32`).
+    /// Where to go on after the interpreter did the instruction; 0 to leave.
     pub resume: u32,
     /// The instruction as a block of its own, once it has been needed.
     pub alone: BlockId,

@@ -10,7 +10,8 @@ use crate::mmu::{Class, NO_CONTEXT};
 use crate::operand::is_canonical;
 use crate::vm::{Activity, count};
 
-/// The slow path of a site. For an access, `tag` is what the TLB was asked for. Gives the host's address to go on at, or 0 to leave the translation, with `Fast::exit` set.
+/// The slow path of a site. For an access, `tag` is what the TLB was asked for. Gives the host's address to go on at, or 0 to leave the
+/// translation, with `Fast::exit` set.
 ///
 /// # Safety
 /// `enter::slow` calls it, with the state block stored.

@@ -3,8 +3,8 @@
 //! Where a machine has more processors than the host has free ones, such a loop would last until the host's scheduler ends its turn,
 //! some milliseconds, while the processor it waits for does not run. So after a while it gives its turn away.
 
-/// Ticks of the host's time-stamp counter, about, from one PAUSE to the next in a loop that does nothing but wait. (The longest is Linux's while it
-/// stops all its processors: it tells watchdog and RCU that it lives.)
+/// Ticks of the host's time-stamp counter from one PAUSE to the next in a loop that does nothing but wait: 256 instructions take no longer, even
+/// in the interpreter. (The longest such loop is Linux's while it stops all its processors: it tells watchdog and RCU that it lives.)
 const LOOP_TICKS: u64 = 6000;
 /// PAUSEs after which the wait counts as a long one: some ten microseconds.
 const PATIENCE: u32 = 128;
