@@ -4,13 +4,13 @@
 //! handler sets a bit there. An alarm that comes too early, for a deadline that has moved since, is set anew when it has come.
 
 use std::cell::Cell;
-use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::attention;
 use super::time::host_tsc;
+use super::timer::{self, Timer};
+use super::{attention, profile};
 
 /// The signal; the KVM engine's is the one before.
 fn signal() -> i32 {
@@ -20,10 +20,10 @@ fn signal() -> i32 {
 thread_local! {
     /// The attention word of the processor that this thread runs.
     static WORD: Cell<*const AtomicU32> = const { Cell::new(ptr::null()) };
-    static TIMER: Option<Timer> = Timer::new();
+    static TIMER: Option<Timer> = timer();
 }
 
-extern "C" fn ring(_: i32) {
+extern "C" fn ring(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let word = WORD.get();
     if !word.is_null() {
         // SAFETY: `Alarm` keeps the word set only while the processor's port is borrowed.
@@ -31,53 +31,12 @@ extern "C" fn ring(_: i32) {
     }
 }
 
-/// A timer of the host for this thread.
-struct Timer(libc::timer_t);
-
-impl Timer {
-    fn new() -> Option<Self> {
-        static INSTALL: Once = Once::new();
-        INSTALL.call_once(|| {
-            // SAFETY: all zero is a value of the structure; the handler is async-signal-safe.
-            unsafe {
-                let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
-                action.sa_sigaction = ring as *const () as usize;
-                action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
-                // Both may come at the same tick; a sample is not to be of this handler.
-                libc::sigaddset(&raw mut action.sa_mask, super::profile::signal());
-                libc::sigaction(signal(), &raw const action, ptr::null_mut());
-            }
-        });
-        let mut timer = ptr::null_mut();
-        // SAFETY: all zero is a value of the structure; the call fills in `timer`.
-        let made = unsafe {
-            let mut event: libc::sigevent = MaybeUninit::zeroed().assume_init();
-            event.sigev_notify = libc::SIGEV_THREAD_ID;
-            event.sigev_signo = signal();
-            event.sigev_notify_thread_id = libc::gettid();
-            libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
-        };
-        (made == 0).then_some(Self(timer))
-    }
-
-    /// Sets it off after `ns` nanoseconds.
-    fn set(&self, ns: u64) {
-        const SECOND: u64 = 1_000_000_000;
-        let mut time: libc::itimerspec =
-            // SAFETY: integers.
-            unsafe { MaybeUninit::zeroed().assume_init() };
-        time.it_value.tv_sec = (ns / SECOND).min(i32::MAX as u64) as libc::time_t;
-        time.it_value.tv_nsec = (ns % SECOND).max(1) as libc::c_long;
-        // SAFETY: the timer exists, the structure is valid.
-        unsafe { libc::timer_settime(self.0, 0, &raw const time, ptr::null_mut()) };
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        // SAFETY: the timer is this value's alone.
-        unsafe { libc::timer_delete(self.0) };
-    }
+/// The timer of this thread.
+fn timer() -> Option<Timer> {
+    static INSTALL: Once = Once::new();
+    // Both may come at the same tick; a sample is not to be of this handler.
+    INSTALL.call_once(|| timer::install(signal(), ring, Some(profile::signal())));
+    Timer::new(libc::CLOCK_MONOTONIC, signal())
 }
 
 /// This thread runs a processor, while this value lives.
@@ -105,7 +64,7 @@ pub fn set(at: u64, khz: u32) {
     let ns = u64::try_from(ticks * 1_000_000 / u128::from(khz.max(1))).unwrap_or(u64::MAX);
     TIMER.with(|timer| {
         if let Some(timer) = timer {
-            timer.set(ns);
+            timer.set(ns, 0);
         }
     });
 }

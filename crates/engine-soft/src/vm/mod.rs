@@ -7,6 +7,7 @@
 //! | `apic` | a processor and its own local APIC |
 //! | `events` | what a processor does before it executes: INIT, SIPI, NMI, interrupts, halted waiting |
 //! | `alarm` | what interrupts guest code when a timer is due |
+//! | `timer` | timers of the host that send signals to a thread |
 //! | `time`, `frequency` | the time-stamp counter; how fast it is |
 //! | `pvclock`, `hypercall` | KVM's paravirtual clock, and calls |
 //! | `spin` | loops in which the guest waits |
@@ -29,6 +30,7 @@ mod profile;
 mod pvclock;
 mod spin;
 mod time;
+mod timer;
 mod world;
 
 pub use alarm::{Alarm, set as set_alarm};
@@ -36,11 +38,10 @@ pub use events::Injected;
 pub use frequency::host_khz;
 pub use machine::SoftVm;
 pub use port::Port;
-pub(crate) use profile::thread_time;
 pub use profile::{Activity, Profile, Sampler};
 pub use pvclock::KvmClock;
 pub use spin::Spin;
-pub use time::{Time, Tsc, host_tsc};
+pub use time::{Time, Tsc, host_tsc, thread_time};
 pub use world::World;
 
 use std::sync::Arc;

@@ -7,7 +7,6 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
@@ -15,13 +14,15 @@ use std::sync::{Mutex, Once, OnceLock, PoisonError};
 use iced_x86::Mnemonic;
 
 use super::attention;
+use super::time::thread_time;
+use super::timer::{self, Timer};
 use crate::cpu::Cpu;
 use crate::native::Pool;
 
 /// What the timer's name for a sample begins with.
 const UNIT: &str = "microseconds of";
 /// Nanoseconds of the thread's time between samples.
-const PERIOD_NS: libc::c_long = 1_000_000;
+const PERIOD_NS: u64 = 1_000_000;
 /// Samples that may wait for their names: more than come before attention is paid.
 const WAITING_MAX: usize = 64;
 
@@ -92,14 +93,6 @@ thread_local! {
     static SAMPLED: Cell<(*const Cpu, *const Profile)> = const { Cell::new((ptr::null(), ptr::null())) };
 }
 
-/// Nanoseconds that this thread has run.
-pub(crate) fn thread_time() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is valid; the call is async-signal-safe.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 extern "C" fn take(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let (cpu, profile) = SAMPLED.get();
     if cpu.is_null() {
@@ -129,46 +122,26 @@ extern "C" fn take(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) 
 }
 
 /// Samples this thread, while it lives.
-pub struct Sampler(Option<libc::timer_t>);
+pub struct Sampler {
+    _timer: Option<Timer>,
+}
 
 impl Sampler {
     /// Samples of what `cpu` does, if that is asked for.
     pub fn new(cpu: &Cpu) -> Self {
-        let Some(profile) = &cpu.profile else { return Self(None) };
+        let Some(profile) = &cpu.profile else { return Self { _timer: None } };
         static INSTALL: Once = Once::new();
-        INSTALL.call_once(|| {
-            // SAFETY: all zero is a value of the structure; the handler is async-signal-safe.
-            unsafe {
-                let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
-                action.sa_sigaction = take as *const () as usize;
-                action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK | libc::SA_SIGINFO;
-                libc::sigaction(signal(), &raw const action, ptr::null_mut());
-            }
-        });
+        INSTALL.call_once(|| timer::install(signal(), take, None));
         profile.before.set(thread_time());
         SAMPLED.set((cpu, &raw const **profile));
-        let mut timer = ptr::null_mut();
-        let period = libc::timespec { tv_sec: 0, tv_nsec: PERIOD_NS };
-        let times = libc::itimerspec { it_interval: period, it_value: period };
-        // SAFETY: all zero is a value of the structure; the calls fill in and use `timer`.
-        let made = unsafe {
-            let mut event: libc::sigevent = MaybeUninit::zeroed().assume_init();
-            event.sigev_notify = libc::SIGEV_THREAD_ID;
-            event.sigev_signo = signal();
-            event.sigev_notify_thread_id = libc::gettid();
-            libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut event, &raw mut timer) == 0
-                && libc::timer_settime(timer, 0, &raw const times, ptr::null_mut()) == 0
-        };
-        Self(made.then_some(timer))
+        let timer = Timer::new(libc::CLOCK_THREAD_CPUTIME_ID, signal());
+        timer.iter().for_each(|timer| timer.set(PERIOD_NS, PERIOD_NS));
+        Self { _timer: timer }
     }
 }
 
 impl Drop for Sampler {
     fn drop(&mut self) {
-        if let Some(timer) = self.0 {
-            // SAFETY: the timer is this value's alone.
-            unsafe { libc::timer_delete(timer) };
-        }
         SAMPLED.set((ptr::null(), ptr::null()));
     }
 }
