@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::test_help::{Rng, env, open};
 use crate::{
     Access, BackingRef, BackingSpec, CreateOptions, Disk, Environment, Error, FileSpec, NodeSpec, Options,
-    Registry, Repair, SnapshotInfo, StorageExt, Task,
+    Preallocation, Registry, Repair, SnapshotInfo, StorageExt, Task,
 };
 
 fn create(env: &Environment, name: &str, backing: Option<(&str, Option<&str>)>, options: &[(&str, &str)]) {
@@ -146,4 +146,18 @@ fn a_node_is_exchanged_under_a_running_disk() {
     disk.read(0, &mut bytes).unwrap();
     assert!(bytes[..512] == [1; 512] && bytes[512..1024] == [2; 512] && bytes[1024..] == [1; 1024]);
     assert_eq!(disk.backing().unwrap().node().name(), "old");
+}
+
+#[test]
+fn a_disk_that_grows_into_a_data_file_shows_zeroes() {
+    let env = env();
+    create(&env, "image", None, &[("data_file", "data"), ("cluster_size", "4k")]);
+    let disk = open(&env, "image");
+    disk.write(0, &vec![1; 1 << 20]).unwrap();
+    disk.resize(1 << 18, Preallocation::Off, true, &Task::quiet()).unwrap();
+    disk.resize(1 << 20, Preallocation::Metadata, false, &Task::quiet()).unwrap();
+    let mut bytes = vec![9; 1 << 20];
+    disk.read(0, &mut bytes).unwrap();
+    assert!(bytes[..1 << 18].iter().all(|&byte| byte == 1));
+    assert!(bytes[1 << 18..].iter().all(|&byte| byte == 0), "what was cut off has come back");
 }

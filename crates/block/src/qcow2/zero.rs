@@ -258,9 +258,8 @@ impl Meta {
             let host = if layout.data_file { guest } else { self.allocate(count)? };
             let storage = self.data.clone().unwrap_or_else(|| self.file.clone());
             let until = if layout.data_file { (host + len).min(end) } else { host + len };
-            if !layout.data_file || storage.len()? < until {
-                storage.write_zeroes(host, until - host, true)?;
-            }
+            // Also in a data file: what a disk that was once larger held there is still there.
+            storage.write_zeroes(host, until - host, true)?;
             preallocate(&*storage, host, until, preallocation, &Task::quiet())?;
             for i in 0..count {
                 let step = i * layout.cluster();
