@@ -187,3 +187,20 @@ fn an_overlay_of_vmdk_shows_its_parent() {
     );
     assert!(bytes[70_000..70_010].iter().all(|&byte| byte == 2) && bytes[200_000] == 0);
 }
+
+#[test]
+fn a_stream_takes_what_does_not_get_smaller() {
+    let environment = environment();
+    create(&environment, "vmdk", &[("subformat", "streamOptimized")], 1 << 20);
+    let disk = open(&environment, "vmdk");
+    let unit = disk.geometry().compression.unwrap().unit as usize;
+    let mut random = Random(7);
+    let noise: Vec<u8> = (0..2 * unit).map(|_| random.below(256) as u8).collect();
+    disk.write_compressed(0, &noise[..unit]).unwrap();
+    disk.write_compressed(unit as u64, &noise[unit..]).unwrap();
+    disk.close().unwrap();
+    let disk = Disk::open(&environment, &NodeSpec::new("image", Some("vmdk"))).unwrap();
+    let mut bytes = vec![0; 2 * unit];
+    disk.read(0, &mut bytes).unwrap();
+    assert!(bytes == noise);
+}

@@ -6,7 +6,7 @@ use crate::{Codec, Error, Result};
 
 /// The window that qcow2 readers have for raw deflate: 4 KiB.
 const DEFLATE_WINDOW_BITS: u8 = 12;
-/// Bytes of a zstd stream's header and frame that are never saved.
+/// As hard as zstd tries by itself.
 const ZSTD_LEVEL: i32 = 3;
 
 /// Decompresses one unit into `unit`, all of which must be filled. Bytes behind the end of the data are ignored.
@@ -24,11 +24,10 @@ pub(crate) fn decompress(codec: Codec, data: &[u8], unit: &mut [u8]) -> Result<(
 }
 
 fn inflate(mut stream: Decompress, data: &[u8], unit: &mut [u8]) -> Result<usize> {
-    let status = stream
+    // Whether the end mark follows a full unit does not matter.
+    stream
         .decompress(data, unit, FlushDecompress::Finish)
         .map_err(|error| Error::corrupt(format!("compressed data: {error}")))?;
-    // A full unit may be followed by the end mark only; it does not matter.
-    let _ = status;
     usize::try_from(stream.total_out()).map_err(|_| Error::corrupt("compressed data is too long"))
 }
 
@@ -50,9 +49,14 @@ fn unzstd(data: &[u8], unit: &mut [u8]) -> Result<usize> {
     Ok(output.pos())
 }
 
-/// Compresses a unit; `None` where it does not get smaller.
+/// Compresses a unit; `None` where it does not get smaller. With [`Codec::Zlib`] it may get larger: images with that
+/// codec hold nothing plain.
 pub(crate) fn compress(codec: Codec, unit: &[u8]) -> Result<Option<Vec<u8>>> {
-    let room = unit.len().saturating_sub(1);
+    let room = match codec {
+        // Stored blocks have 5 bytes before each 16 KiB at least, and the stream a few more.
+        Codec::Zlib => unit.len() + unit.len() / 1000 + 64,
+        Codec::Deflate | Codec::Zstd => unit.len().saturating_sub(1),
+    };
     let mut out = vec![0; room];
     let len = match codec {
         Codec::Deflate => deflate(
