@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use umbra_block::{
     CreateOptions, Disk, Environment, Error, FileSpec, FileStorageSpec, MemoryStorage, NodeSpec, Opener,
-    Registry, Repair, Result, Storage, Task,
+    Registry, Repair, Result, Storage, StorageExt, Task,
 };
 
 /// Files in memory, by name.
@@ -203,4 +203,25 @@ fn a_stream_takes_what_does_not_get_smaller() {
     let mut bytes = vec![0; 2 * unit];
     disk.read(0, &mut bytes).unwrap();
     assert!(bytes == noise);
+}
+
+#[test]
+fn grain_tables_are_as_long_as_the_header_says() {
+    let environment = environment();
+    create(&environment, "vmdk", &[], 32 << 20);
+    let file = environment
+        .opener
+        .open(&FileSpec::file("image"), &FileStorageSpec::new(umbra_block::Access::ReadWrite))
+        .unwrap();
+    // One table of 512 entries becomes one of 256, and a second that is not there.
+    file.write_at(44, &256u32.to_le_bytes()).unwrap();
+    let boundary = 256 * 65536;
+    let disk = open(&environment, "vmdk");
+    disk.write(boundary - 65536, &[5; 3 * 65536]).unwrap();
+    disk.close().unwrap();
+    let disk = Disk::open(&environment, &NodeSpec::new("image", Some("vmdk"))).unwrap();
+    let mut bytes = vec![0; 4 * 65536];
+    disk.read(boundary - 2 * 65536, &mut bytes).unwrap();
+    assert!(bytes[..65536].iter().all(|&byte| byte == 0) && bytes[65536..].iter().all(|&byte| byte == 5));
+    assert!(disk.node().format().check(Repair::None, &Task::quiet()).unwrap().is_clean());
 }

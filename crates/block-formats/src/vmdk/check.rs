@@ -20,7 +20,7 @@ impl Image {
                 task.at(extent.start + grain * sparse.grain, self.size)?;
                 // Tables that are not there are passed over as a whole.
                 if sparse.grains.get(grain)?.is_none() {
-                    grain = (grain + 1).next_multiple_of(super::sparse::ENTRIES);
+                    grain = sparse.grains.next_table(grain);
                     continue;
                 }
                 if let Entry::At(at) = sparse.look(grain)?

@@ -103,6 +103,11 @@ impl Grains {
         }
     }
 
+    /// The first grain of the table behind that of `grain`.
+    pub(super) fn next_table(&self, grain: u64) -> u64 {
+        (grain / self.entries + 1) * self.entries
+    }
+
     /// The entry of a grain; `None` where its table is not there.
     pub(super) fn get(&self, grain: u64) -> Result<Option<u64>> {
         let (number, index) = (grain / self.entries, grain % self.entries);
@@ -142,8 +147,9 @@ impl Grains {
             let bytes = self.storage.read_vec(place, (self.entries * self.entry) as usize)?;
             cache.tables.insert(number, Kept { bytes: bytes.into_boxed_slice(), changed: false, used: now });
         }
-        let kept = cache.tables.get_mut(&number);
-        Ok(kept.map(|kept| touch(kept, now)))
+        let Some(kept) = cache.tables.get_mut(&number) else { return Ok(None) };
+        kept.used = now;
+        Ok(Some(kept))
     }
 
     /// Adds the table of a grain, which is not there, at `place` and, with a second directory, its copy behind it.
@@ -204,11 +210,6 @@ impl Grains {
         }
         Ok(())
     }
-}
-
-fn touch(kept: &mut Kept, now: u64) -> &mut Kept {
-    kept.used = now;
-    kept
 }
 
 fn sector(place: u64) -> Result<[u8; 4]> {

@@ -67,13 +67,20 @@ impl Image {
         }
     }
 
-    /// Takes room for grains at the end of the file, and for their table where it is not there.
-    fn allocate(sparse: &Sparse, grain: u64, len: u64) -> Result<u64> {
+    /// Makes the table of a grain where it is not there. The guard, because two grains may want the same table, is that
+    /// of the file's end.
+    fn with_table(sparse: &Sparse, grain: u64) -> Result<MutexGuard<'_, u64>> {
         let mut end = hold(sparse);
         if sparse.grains.get(grain)?.is_none() {
             sparse.grains.add_table(grain, *end)?;
             *end += sparse.grains.room();
         }
+        Ok(end)
+    }
+
+    /// Takes room for grains at the end of the file, and for their table where it is not there.
+    fn allocate(sparse: &Sparse, grain: u64, len: u64) -> Result<u64> {
+        let mut end = Self::with_table(sparse, grain)?;
         let start = *end;
         if (start + len) / SECTOR > u64::from(u32::MAX) {
             return Err(Error::Refused(
@@ -100,12 +107,10 @@ impl Image {
         let inside = offset - extent.start;
         let (grain, within) = (inside / sparse.grain, inside % sparse.grain);
         // Grains of one table that are not there.
-        let wanted = (within + len).div_ceil(sparse.grain).min(GRAINS_AT_ONCE);
+        let in_table = sparse.grains.next_table(grain) - grain;
+        let wanted = (within + len).div_ceil(sparse.grain).min(GRAINS_AT_ONCE).min(in_table);
         let mut count = 1;
         while count < wanted && !matches!(sparse.look(grain + count)?, Entry::At(_)) {
-            if (grain + count).is_multiple_of(super::sparse::ENTRIES) {
-                break;
-            }
             count += 1;
         }
         let room = count * sparse.grain;
@@ -202,11 +207,7 @@ impl FormatWrite for Image {
                 Entry::Zero => {}
                 Entry::Absent if self.backing.is_none() => {}
                 _ if sparse.zeroed && sparse.writable => {
-                    if sparse.grains.get(grain)?.is_none() {
-                        let mut end = hold(sparse);
-                        sparse.grains.add_table(grain, *end)?;
-                        *end += sparse.grains.room();
-                    }
+                    drop(Self::with_table(sparse, grain)?);
                     sparse.grains.set(grain, 1)?;
                 }
                 _ => break,
