@@ -25,9 +25,20 @@ pub struct SoftEngine {
     supported: CpuidTable,
     /// Frequency of the host's time-stamp counter in kHz.
     khz: u32,
-    translate_after: Option<u32>,
-    lockstep: Option<u32>,
-    profiled: bool,
+    options: Options,
+}
+
+/// What may be asked of the engine besides running a guest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// See [`SoftEngine::translating_after`].
+    pub translate_after: Option<u32>,
+    /// See [`SoftEngine::in_lockstep`].
+    pub lockstep: Option<u32>,
+    /// See [`SoftEngine::profiled`].
+    pub profiled: bool,
+    /// See [`SoftEngine::counting`].
+    pub counting: bool,
 }
 
 impl SoftEngine {
@@ -46,26 +57,38 @@ impl SoftEngine {
             ebx: BUS_KHZ,
             ..CpuidEntry::default()
         });
-        Ok(Self { supported, khz, translate_after: None, lockstep: lockstep::asked(), profiled: false })
+        let lockstep = lockstep::asked();
+        let options = Options { translate_after: None, lockstep, profiled: false, counting: false };
+        Ok(Self { supported, khz, options })
     }
 
     /// How often a block runs in the interpreter before it is translated: `u32::MAX` for ever. For tests of one tier.
     #[must_use]
-    pub fn translating_after(self, runs: u32) -> Self {
-        Self { translate_after: Some(runs), ..self }
+    pub fn translating_after(mut self, runs: u32) -> Self {
+        self.options.translate_after = Some(runs);
+        self
     }
 
     /// Takes samples of what processors do: counters come up that tell where their time went.
     #[must_use]
-    pub fn profiled(self) -> Self {
-        Self { profiled: true, ..self }
+    pub fn profiled(mut self) -> Self {
+        self.options.profiled = true;
+        self
+    }
+
+    /// Counts guest instructions, which costs translations a store in each run of a block.
+    #[must_use]
+    pub fn counting(mut self) -> Self {
+        self.options.counting = true;
+        self
     }
 
     /// Runs translated blocks in both tiers and compares what comes of it: every run of each with 1, so many of them with more. Only
     /// for machines of one processor, and many times slower.
     #[must_use]
-    pub fn in_lockstep(self, runs: u32) -> Self {
-        Self { lockstep: Some(runs), ..self }
+    pub fn in_lockstep(mut self, runs: u32) -> Self {
+        self.options.lockstep = Some(runs);
+        self
     }
 }
 
@@ -79,9 +102,7 @@ impl Engine for SoftEngine {
     }
 
     fn create_vm(&self, spec: VmSpec) -> Result<Arc<dyn Vm>, EngineError> {
-        let vm = SoftVm::new(spec, self.supported.clone(), self.khz)?;
-        let vm = vm.translating_after(self.translate_after).profiled(self.profiled);
-        Ok(Arc::new(vm.in_lockstep(self.lockstep)?))
+        Ok(Arc::new(SoftVm::new(spec, self.supported.clone(), self.khz, self.options)?))
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, Weak};
 use umbra_engine::{Counters, CpuIo, CpuState, EngineError, Halt, Kicker, RunState, Vcpu, VcpuSpec};
 
 use crate::cpu::Cpu;
+use crate::engine::Options;
 use crate::exec::{self, Stop};
 use crate::state;
-use crate::translate;
 use crate::vm::{Activity, Alarm, Profile, Sampler, Shared, attention, count};
 
 /// A processor under the software engine.
@@ -22,7 +22,7 @@ impl SoftVcpu {
     ///
     /// # Errors
     /// The machine has no such processor, or has it already; the host has no executable memory.
-    pub(crate) fn new(shared: Arc<Shared>, spec: VcpuSpec) -> Result<Self, EngineError> {
+    pub(crate) fn new(shared: Arc<Shared>, spec: VcpuSpec, options: Options) -> Result<Self, EngineError> {
         let VcpuSpec { id, cpuid } = spec;
         let count = shared.ports.len();
         let port = shared.ports.get(id as usize);
@@ -34,27 +34,15 @@ impl SoftVcpu {
         }
         // From here on `Drop` gives the port back.
         match Cpu::new(shared.clone(), id, cpuid) {
-            Ok(cpu) => Ok(Self { cpu }),
+            Ok(mut cpu) => {
+                cpu.set_options(options);
+                Ok(Self { cpu })
+            }
             Err(e) => {
                 port.give_back();
                 Err(e)
             }
         }
-    }
-
-    /// See [`crate::SoftEngine::profiled`].
-    pub(crate) fn profile(&mut self) {
-        self.cpu.profile = Some(Profile::new());
-    }
-
-    /// See [`crate::SoftEngine::in_lockstep`].
-    pub(crate) fn start_lockstep(&mut self, runs: u32) {
-        self.cpu.start_lockstep(runs);
-    }
-
-    /// See [`crate::SoftEngine::translating_after`].
-    pub(crate) fn translate_after(&mut self, runs: u32) {
-        self.cpu.translator.after = runs;
     }
 }
 
@@ -111,6 +99,18 @@ impl Drop for Running<'_> {
 }
 
 impl Cpu {
+    fn set_options(&mut self, options: Options) {
+        let Options { translate_after, lockstep, profiled, counting } = options;
+        if let Some(runs) = translate_after {
+            self.translator.after = runs;
+        }
+        self.translator.counts = counting;
+        self.profile = profiled.then(Profile::new);
+        if let Some(runs) = lockstep {
+            self.start_lockstep(runs);
+        }
+    }
+
     /// Adds what the interpreter counted by itself to the counters that everybody can read.
     fn publish_counts(&mut self) {
         self.name_samples();
@@ -120,7 +120,7 @@ impl Cpu {
         let translated = std::mem::take(&mut self.fast.translated);
         let n = std::mem::take(&mut self.fast.instructions) + translated;
         // Without those of translations the others tell nothing.
-        if translate::counts() {
+        if self.translator.counts {
             self.counters.add(count::INSTRUCTIONS, n);
             self.counters.add(count::TRANSLATED, translated);
         }

@@ -74,8 +74,6 @@ pub fn run(job: Job) -> anyhow::Result<ExitCode> {
 
 /// What the software engine looks for in its environment, to find faults of one tier.
 const ENGINE: [&str; 3] = ["UMBRA_TRANSLATE_AFTER", "UMBRA_VALIDATE", "UMBRA_LOCKSTEP"];
-/// Translations of that engine count the instructions that they are made of.
-const COUNT: &str = "UMBRA_COUNT";
 
 fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)> {
     let (link, theirs) = Link::pair().context("cannot make the worker's socket")?;
@@ -88,7 +86,6 @@ fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)>
     // Nothing of the user's environment is the worker's business, and signals from the terminal are the broker's.
     process.env_clear().process_group(0);
     process.envs(ENGINE.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-    process.envs(job.start.stats.then_some((COUNT, "1")));
     let worker = process.spawn().context("cannot start the machine's process")?;
     drop(process);
     let console = OwnedFd::from(console);

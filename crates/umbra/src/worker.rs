@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use umbra_engine::Engine;
+use umbra_engine::{Engine, EngineError};
 use umbra_engine_kvm::KvmEngine;
 use umbra_engine_soft::SoftEngine;
 use umbra_machine::{BootFiles, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
@@ -76,8 +76,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     let console = UnixStream::from(next(true, "the console")?.ok_or_else(|| anyhow::anyhow!("no console"))?);
     let engine: Box<dyn Engine> = match next(start.kvm, "/dev/kvm")? {
         Some(kvm) => Box::new(KvmEngine::open(kvm)?),
-        None if start.profile => Box::new(SoftEngine::new()?.profiled()),
-        None => Box::new(SoftEngine::new()?),
+        None => Box::new(soft_engine(&start)?),
     };
     let kernel = next(start.kernel, "the kernel")?.map(File::from);
     let initrd = next(start.initrd, "the initrd")?.map(File::from);
@@ -113,6 +112,17 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
         let _ = link.send(&Message::Counted(life.counters()), &[]);
     }
     Ok(ending)
+}
+
+fn soft_engine(start: &Start) -> Result<SoftEngine, EngineError> {
+    let mut engine = SoftEngine::new()?;
+    if start.stats {
+        engine = engine.counting();
+    }
+    if start.profile {
+        engine = engine.profiled();
+    }
+    Ok(engine)
 }
 
 fn restore(file: File, parts: Parts) -> Result<Machine, MachineError> {

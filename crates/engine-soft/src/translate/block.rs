@@ -76,6 +76,8 @@ pub(super) struct Builder<'a> {
     pub mnemonic: Mnemonic,
     /// Every exit leaves; see `lockstep`.
     pub alone: bool,
+    /// Instructions are counted.
+    counts: bool,
     pub stubs: Vec<Stub>,
     sites: Vec<Site>,
     /// The number of the first of `sites`.
@@ -218,6 +220,7 @@ impl Cpu {
             len: 0,
             mnemonic: Mnemonic::INVALID,
             alone: self.lockstep.is_some(),
+            counts: self.translator.counts,
             stubs: Vec::new(),
             sites: Vec::new(),
             first_site: self.translator.sites.len() as u32,
@@ -343,7 +346,7 @@ impl Builder<'_> {
 
     /// Counts the first of `items` up to a branch, if they are counted. Flags stay.
     fn count(&mut self, items: &[Item]) {
-        if super::counts() {
+        if self.counts {
             let branch = items.iter().position(|i| matches!(i.form, Form::Branch(_)));
             let counted = at(A, branch.map_or(items.len(), |n| n + 1) as i32);
             let counter = state(fast(offset_of!(Fast, translated)));

@@ -106,6 +106,8 @@ pub struct Translator {
     jumps: Box<[Jump]>,
     /// How often a block runs in the interpreter first; `u32::MAX` for ever.
     pub(crate) after: u32,
+    /// Translations that are made from now on count the instructions that they are made of.
+    pub(crate) counts: bool,
 }
 
 // SAFETY: pointers lead into its own area, the processor's block cache and guest memory's tracking, which live as long.
@@ -122,6 +124,7 @@ impl Translator {
             sites: Vec::new(),
             jumps: vec![Jump::NONE; JUMPS].into(),
             after: after(),
+            counts: false,
         };
         translator.clear();
         Ok(Box::new(translator))
@@ -176,12 +179,6 @@ fn after() -> u32 {
     let said = || std::env::var("UMBRA_TRANSLATE_AFTER").ok().and_then(|text| text.parse().ok());
     let decide = || if is_x86_feature_detected!("sse4.2") { said().unwrap_or(AFTER) } else { u32::MAX };
     *SAID.get_or_init(decide)
-}
-
-/// Whether translations count the instructions they are made of: when statistics are asked for.
-pub(crate) fn counts() -> bool {
-    static ASKED: OnceLock<bool> = OnceLock::new();
-    cfg!(test) || *ASKED.get_or_init(|| std::env::var_os("UMBRA_COUNT").is_some())
 }
 
 /// What of a key goes into the place in the table: programs are mapped in many contexts at the same addresses.

@@ -8,53 +8,38 @@ use umbra_engine::{Doorbells, EngineError, IrqEvents, PIN_COUNT, Vcpu, VcpuSpec,
 use umbra_x86::cpuid::CpuidTable;
 
 use super::{Shared, VCPUS_MAX};
-use crate::engine::check_shown;
+use crate::engine::{Options, check_shown};
 use crate::vcpu::SoftVcpu;
 
 /// A machine under the software engine. It has no thread of its own: all happens on the threads of its processors and of its devices.
 pub struct SoftVm {
     shared: Arc<Shared>,
     supported: CpuidTable,
-    translate_after: Option<u32>,
-    lockstep: Option<u32>,
-    profiled: bool,
+    options: Options,
 }
 
 impl SoftVm {
     /// A machine without processors, on a host whose time-stamp counter runs at `khz`.
     ///
     /// # Errors
-    /// Too many processors.
-    pub(crate) fn new(spec: VmSpec, supported: CpuidTable, khz: u32) -> Result<Self, EngineError> {
+    /// Too many processors: for the engine, or for lock-step.
+    pub(crate) fn new(
+        spec: VmSpec,
+        supported: CpuidTable,
+        khz: u32,
+        options: Options,
+    ) -> Result<Self, EngineError> {
         let VmSpec { memory, clock, vcpus_max } = spec;
         if vcpus_max > VCPUS_MAX {
             let what = format!("the software engine runs at most {VCPUS_MAX} processors, not {vcpus_max}");
             return Err(EngineError::Unavailable(what));
         }
-        let shared = Shared::new(memory, clock, vcpus_max, khz);
-        Ok(Self { shared, supported, translate_after: None, lockstep: None, profiled: false })
-    }
-
-    /// See [`crate::SoftEngine::translating_after`].
-    pub(crate) fn translating_after(self, runs: Option<u32>) -> Self {
-        Self { translate_after: runs, ..self }
-    }
-
-    /// See [`crate::SoftEngine::profiled`].
-    pub(crate) fn profiled(self, profiled: bool) -> Self {
-        Self { profiled, ..self }
-    }
-
-    /// See [`crate::SoftEngine::in_lockstep`].
-    ///
-    /// # Errors
-    /// The machine may have more than one processor.
-    pub(crate) fn in_lockstep(self, runs: Option<u32>) -> Result<Self, EngineError> {
-        if runs.is_some() && self.shared.ports.len() > 1 {
+        if options.lockstep.is_some() && vcpus_max > 1 {
             let what = "lock-step compares what one processor does with memory; give the machine --cpus 1";
             return Err(EngineError::Unavailable(what.into()));
         }
-        Ok(Self { lockstep: runs, ..self })
+        let shared = Shared::new(memory, clock, vcpus_max, khz);
+        Ok(Self { shared, supported, options })
     }
 }
 
@@ -69,17 +54,7 @@ impl MsiSink for SoftVm {
 impl Vm for SoftVm {
     fn create_vcpu(&self, spec: VcpuSpec) -> Result<Box<dyn Vcpu>, EngineError> {
         check_shown(&spec.cpuid, &self.supported)?;
-        let mut cpu = SoftVcpu::new(self.shared.clone(), spec)?;
-        if let Some(runs) = self.translate_after {
-            cpu.translate_after(runs);
-        }
-        if let Some(runs) = self.lockstep {
-            cpu.start_lockstep(runs);
-        }
-        if self.profiled {
-            cpu.profile();
-        }
-        Ok(Box::new(cpu))
+        Ok(Box::new(SoftVcpu::new(self.shared.clone(), spec, self.options)?))
     }
 
     fn set_external_interrupt(&self, high: bool) {

@@ -76,6 +76,7 @@ impl Guest {
         let devices: &'static Devices = Box::leak(Box::default());
         let cpu = Cpu::new(shared, id, native::host_features()).unwrap();
         let mut guest = Self { cpu, devices };
+        guest.cpu.translator.counts = true;
         guest.cpu.io = Some(NonNull::from(devices as &dyn CpuIo));
         if id == 0 {
             guest.tables();
