@@ -2,12 +2,15 @@
 
 use std::fmt::Write as _;
 
-use umbra_block::{Disk, ImageInfo, InfoValue, Node, SnapshotInfo, StorageInfo, resolve};
+use umbra_block::{
+    BackingSpec, Disk, Error, ImageInfo, InfoValue, Node, NodeSpec, Options, Referenced, SnapshotInfo,
+    StorageInfo, resolve,
+};
 
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::json::{Json, Object};
-use super::open::Want;
+use super::open::{Want, file_spec};
 use super::{Tool, print, size, snapshot};
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
@@ -36,7 +39,7 @@ fn open_nodes(tool: &Tool, want: &Want<'_>, chain: bool) -> Outcome<Vec<Disk>> {
     let mut shown = want.name.to_owned();
     let mut disks: Vec<Disk> = Vec::new();
     loop {
-        let given = std::mem::replace(&mut spec.backing, umbra_block::BackingSpec::None);
+        let given = std::mem::replace(&mut spec.backing, BackingSpec::None);
         let disk = tool.open_spec(&spec, want.cache).doing(|| format!("Could not open '{shown}'"))?;
         let node = disk.node();
         let identity =
@@ -50,19 +53,20 @@ fn open_nodes(tool: &Tool, want: &Want<'_>, chain: bool) -> Outcome<Vec<Disk>> {
         let named = node.format().backing();
         disks.push(disk);
         spec = match (chain, given, named) {
-            (true, umbra_block::BackingSpec::Node(below), _) => *below,
-            (true, umbra_block::BackingSpec::FromImage, Some(backing)) => {
+            (true, BackingSpec::Node(below), _) => *below,
+            (true, BackingSpec::FromImage, Some(backing)) => {
                 if !spec.follow_references {
-                    return Err(Failure::new(format!(
-                        "'{shown}' names '{}' as its backing file, and such files are not opened here",
-                        backing.name
-                    )));
+                    let role = Referenced::Backing.role();
+                    return Err(Error::ReferenceRefused { image: shown, named: backing.name, role }.into());
                 }
                 let below = resolve(&spec.file.name, &backing.name);
-                umbra_block::NodeSpec {
-                    file: super::open::file_spec(&below),
+                NodeSpec {
+                    file: file_spec(&below),
+                    // As where a chain is opened for good: what was found out by content names no files.
+                    follow_references: backing.format.is_some(),
                     format: backing.format,
-                    options: umbra_block::Options::new(),
+                    backing: BackingSpec::FromImage,
+                    options: Options::new(),
                     ..spec
                 }
             }
