@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use crate::terminal;
+
 /// Counters of the software engine of which a share is told; see `umbra-engine-soft`.
 const ALL: &str = "instructions";
 const TRANSLATED: &str = "instructions of translated blocks";
@@ -15,7 +17,7 @@ pub fn print(each: &[Vec<(String, u64)>], stats: bool, profile: bool) {
     let sums = sums(each);
     let (times, counts) = sums.iter().partition(|(name, _)| name.starts_with(TIME));
     let lines = stats.then(|| count_lines(&counts)).into_iter().chain(profile.then(|| time_lines(&times)));
-    lines.flatten().for_each(|line| eprintln!("umbra: {line}"));
+    lines.flatten().for_each(|line| terminal::say(&line));
 }
 
 type Sums<'a> = BTreeMap<&'a str, u64>;

@@ -278,6 +278,28 @@ fn an_interrupted_copy_leaves_nothing() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_told() {
+    let ours = Tool::ours();
+    ours.write("source", &pattern(1 << 20));
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = |words: &[&str], errors: Stdio| {
+        let mut command = Command::new(&ours.program);
+        command.args(words).current_dir(&ours.folder).stdin(Stdio::null()).stdout(full()).stderr(errors);
+        command.output().unwrap()
+    };
+    let info = run(&["info", "-f", "raw", "source"], Stdio::piped());
+    assert_eq!(info.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&info.stderr), "standard output: No space left on device\n");
+    // How far it is matters less than the copy.
+    let copy = run(&["convert", "-p", "-f", "raw", "-O", "qcow2", "source", "copy"], full().into());
+    assert_eq!(copy.status.code(), Some(0));
+    ours.succeed(&["compare", "-f", "raw", "-F", "qcow2", "source", "copy"]);
+    // A warning that nobody can read ends nothing.
+    let resized = run(&["resize", "-q", "source", "2M"], full().into());
+    assert_eq!(resized.status.code(), Some(0));
+}
+
+#[test]
 fn it_answers_by_both_names() {
     let umbra = Command::new(env!("CARGO_BIN_EXE_umbra")).args(["image", "bogus"]).output().unwrap();
     let text = String::from_utf8_lossy(&umbra.stderr);

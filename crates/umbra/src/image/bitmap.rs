@@ -5,7 +5,7 @@ use umbra_block::{Bitmaps, Disk, Error};
 use super::failure::{Doing, Failure, Outcome, told};
 use super::getopt::Parsed;
 use super::open::Want;
-use super::{Tool, size};
+use super::{Tool, size, tell};
 
 /// Bytes of the disk for one bit, where nobody says otherwise: those of a cluster, between these bounds.
 const GRANULARITY_MIN: u64 = 4096;
@@ -126,7 +126,7 @@ pub fn copy_all(source: &Disk, target: &Disk, skip_broken: bool) -> Outcome<()> 
     for bitmap in &list {
         if bitmap.in_use {
             if skip_broken {
-                eprintln!("warning: Skipping inconsistent bitmap '{}'", bitmap.name);
+                tell(&format!("warning: Skipping inconsistent bitmap '{}'", bitmap.name));
                 continue;
             }
             return Err(Failure::new(format!(

@@ -6,7 +6,7 @@ use super::failure::{Failure, Outcome};
 use super::getopt::Parsed;
 use super::json::{Json, Object};
 use super::open::Want;
-use super::{Tool, print};
+use super::{Tool, print, tell};
 
 const UNCHECKED: u8 = 63;
 const CORRUPT: u8 = 2;
@@ -35,7 +35,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     disk.close()?;
     // Findings are an aid to people; what scripts read is on standard output.
     if !quiet {
-        first.findings.iter().for_each(|finding| eprintln!("{}", told(finding)));
+        first.findings.iter().for_each(|finding| tell(&told(finding)));
     }
     if json {
         print(&format!("{}\n", report_json(&report, &first, name, &format).pretty()));

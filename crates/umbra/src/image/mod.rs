@@ -210,22 +210,29 @@ impl Tool {
     }
 }
 
-/// Prints to standard output. A reader that has gone away is no error: it has what it wanted.
+/// Prints to standard output. A reader that has gone away has what it wanted, and is told nothing more.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            complain("standard output", &failure::reason(&error));
+        }
         std::process::exit(1);
     }
 }
 
-fn complain(who: &str, message: &str) {
+/// Writes a line to standard error.
+fn tell(line: &str) {
     // Without standard error there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{who}: {message}");
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn complain(who: &str, message: &str) {
+    tell(&format!("{who}: {message}"));
 }
 
 fn hint(program: &str, command: &str) -> u8 {
     let space = if command.is_empty() { "" } else { " " };
-    // As above.
-    let _ = writeln!(std::io::stderr(), "Try '{program}{space}{command} --help' for more info");
+    tell(&format!("Try '{program}{space}{command} --help' for more info"));
     1
 }

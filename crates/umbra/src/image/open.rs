@@ -11,7 +11,7 @@ use umbra_block::{
 
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
-use super::{Tool, json, keyval};
+use super::{Tool, json, keyval, tell};
 
 /// A cache mode, as `-t` and `-T` name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -131,10 +131,10 @@ impl Tool {
         let guessed = spec.format.is_none() && !want.image_opts && !want.name.starts_with("json:");
         if want.writable && guessed && disk.node().format_name() == "raw" {
             let name = want.name;
-            eprintln!(
+            tell(&format!(
                 "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
                  Specify the 'raw' format explicitly (-f raw) to be sure that it is not taken for something else."
-            );
+            ));
         }
         Ok(disk)
     }

@@ -68,12 +68,16 @@ impl Progress {
         *last = Some(now);
         self.shown.store(share, Ordering::Relaxed);
         let line = format!("    ({}.{:02}/100%)\r", share / 100, share % 100);
+        self.write(&line);
+    }
+
+    fn write(&self, text: &str) {
         // Nobody is there to read it, or it is shown: either way the operation goes on.
         let _ = match self.place {
-            Where::Terminal => std::io::stderr().write_all(line.as_bytes()),
+            Where::Terminal => std::io::stderr().write_all(text.as_bytes()),
             _ => {
                 let mut out = std::io::stdout().lock();
-                out.write_all(line.as_bytes()).and_then(|()| out.flush())
+                out.write_all(text.as_bytes()).and_then(|()| out.flush())
             }
         };
     }
@@ -82,11 +86,8 @@ impl Progress {
     pub fn finish(&self) {
         match self.place {
             Where::Nowhere => {}
-            Where::Output => println!(),
-            Where::Terminal => {
-                // As above.
-                let _ = std::io::stderr().write_all(b"                      \r");
-            }
+            Where::Output => self.write("\n"),
+            Where::Terminal => self.write("                      \r"),
         }
     }
 
