@@ -41,6 +41,7 @@ fn step(disk: &Disk, input: &mut Input<'_>) -> umbra_block::Result<()> {
             2 => disk.snapshot_delete(SnapshotTarget::Either("1")),
             _ => disk.write_vm_state(offset % 65536, &[kind; 100]),
         },
+        9 if kind & 0x80 != 0 => disk.make_empty(),
         _ => disk.resize((offset / 512 + 1) * 512, Preallocation::Off, false, &Task::quiet()),
     }
 }

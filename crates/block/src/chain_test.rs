@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::test_help::{Rng, env, open};
+use crate::test_help::{Rng, env, open, open_over};
 use crate::{
     Access, BackingRef, BackingSpec, CreateOptions, Disk, Environment, Error, FileSpec, NodeSpec, Options,
     Preallocation, Registry, Repair, SnapshotInfo, StorageExt, Task,
@@ -160,4 +160,53 @@ fn a_disk_that_grows_into_a_data_file_shows_zeroes() {
     disk.read(0, &mut bytes).unwrap();
     assert!(bytes[..1 << 18].iter().all(|&byte| byte == 1));
     assert!(bytes[1 << 18..].iter().all(|&byte| byte == 0), "what was cut off has come back");
+}
+
+#[test]
+fn an_emptied_overlay_shows_what_is_behind() {
+    for options in [
+        &[][..],
+        &[("cluster_size", "4k"), ("compat", "0.10")],
+        &[("cluster_size", "16k"), ("extended_l2", "on"), ("lazy_refcounts", "on")],
+        &[("data_file", "data"), ("cluster_size", "4k")],
+    ] {
+        let env = env();
+        create(&env, "image", None, options);
+        let behind = env.opener.create(&FileSpec::file("base")).unwrap();
+        behind.write_at(0, &vec![3; 1 << 20]).unwrap();
+        let disk = open_over(&env, "image", behind);
+        let keeps = !options.iter().any(|(name, _)| *name == "data_file");
+        disk.write(100_000, &vec![1; 500_000]).unwrap();
+        if keeps {
+            let unit = disk.geometry().unit;
+            disk.write_compressed(0, &vec![6; unit as usize]).unwrap();
+            disk.snapshot_create(&SnapshotInfo { name: "s".into(), ..SnapshotInfo::default() }).unwrap();
+        }
+        disk.write(300_000, &vec![2; 500_000]).unwrap();
+        disk.write_zeroes(900_000, 50_000, true).unwrap();
+        disk.make_empty().unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        disk.read(0, &mut bytes).unwrap();
+        assert!(bytes == vec![3; 1 << 20], "{options:?}");
+        assert_eq!(disk.is_allocated(0, 1 << 20).unwrap(), (false, 1 << 20), "{options:?}");
+        let report = disk.drained(|node| node.format().check(Repair::None, &Task::quiet())).unwrap();
+        assert!(report.is_clean() && report.allocated_clusters == 0, "{options:?}: {report:#?}");
+        disk.write(4096, &[4; 512]).unwrap();
+        if keeps {
+            disk.snapshot_apply(crate::SnapshotTarget::Name("s")).unwrap();
+            disk.read(0, &mut bytes).unwrap();
+            assert!(bytes[0] == 6 && bytes[100_000..600_000] == vec![1; 500_000], "{options:?}");
+            disk.snapshot_delete(crate::SnapshotTarget::Name("s")).unwrap();
+        }
+        let report = disk.drained(|node| node.format().check(Repair::None, &Task::quiet())).unwrap();
+        assert!(report.is_clean(), "{options:?}: {report:#?}");
+        disk.close().unwrap();
+    }
+    let raw = Disk::over(crate::Node::new(
+        Box::new(crate::Raw::over(Arc::new(crate::MemoryStorage::new("raw"))).unwrap()),
+        "raw",
+        NodeSpec::new("raw", Some("raw")).writable(),
+        None,
+    ));
+    assert!(matches!(raw.make_empty(), Err(Error::Unsupported(_))));
 }

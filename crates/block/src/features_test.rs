@@ -237,6 +237,27 @@ fn the_legacy_encryption_is_read() {
 }
 
 #[test]
+fn an_emptied_overlay_is_an_image_for_qemu() {
+    let Some(bench) = bench("empty") else { return };
+    let base = bench.folder.path("base");
+    std::fs::write(&base, vec![5; 4 << 20]).unwrap();
+    let image = bench.path();
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &image]);
+    let disk = bench.open();
+    fill(&disk, 17);
+    disk.snapshot_create(&SnapshotInfo { name: "s".into(), ..SnapshotInfo::default() }).unwrap();
+    let kept = read_all(&disk);
+    fill(&disk, 18);
+    disk.make_empty().unwrap();
+    disk.close().unwrap();
+    bench.check_by_qemu();
+    assert!(bench.bytes_by_qemu() == vec![5; 4 << 20]);
+    run("qemu-img", &["snapshot", "-a", "s", &image]);
+    bench.check_by_qemu();
+    assert!(bench.bytes_by_qemu() == kept);
+}
+
+#[test]
 fn locks_are_qemus() {
     let Some(bench) = bench("locks") else { return };
     bench.create(&[], 1 << 20);

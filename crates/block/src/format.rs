@@ -251,6 +251,15 @@ pub trait FormatWrite: Send + Sync {
     /// Where the format cannot.
     fn resize(&self, size: u64, preallocation: Preallocation, task: &Task<'_>) -> Result<()>;
 
+    /// Drops all that the image itself has, so that its backing file shows everywhere: an overlay that was committed.
+    /// Snapshots and bitmaps stay as they are. `Disk` has drained.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] where the format cannot.
+    fn make_empty(&self) -> Result<()> {
+        Err(crate::Error::Unsupported("this image format cannot be emptied".to_owned()))
+    }
+
     /// Changes the backing file that the image names; no data changes.
     ///
     /// # Errors

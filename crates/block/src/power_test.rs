@@ -31,7 +31,6 @@ struct Series {
     events: Vec<Event>,
     /// Snapshots: name, and what they hold.
     snapshots: Vec<(String, Vec<u8>)>,
-    resized: bool,
 }
 
 fn created(options: &[(&'static str, &'static str)], size: u64) -> (Environment, Vec<&'static str>) {
@@ -71,7 +70,7 @@ fn act(options: &[(&'static str, &'static str)], size: u64, rng: &mut Rng, steps
     let mut bytes = vec![0; size as usize];
     let now = recorder.len();
     let start = Event { began: now, ended: now, bytes: bytes.clone(), durable: true };
-    let mut series = Series { recorder, names, events: vec![start], snapshots: Vec::new(), resized: false };
+    let mut series = Series { recorder, names, events: vec![start], snapshots: Vec::new() };
     for _ in 0..steps {
         let began = series.recorder.len();
         let durable = step(&mut disk, &env, &mut bytes, rng, &mut series);
@@ -134,7 +133,11 @@ fn step(
             let new = (size / 2 + rng.below(size)) / 512 * 512;
             top.resize(new, Preallocation::Off, true, &Task::quiet()).unwrap();
             bytes.resize(new as usize, 0);
-            series.resized = true;
+            return true;
+        }
+        19 if rng.below(2) == 0 => {
+            top.make_empty().unwrap();
+            bytes.fill(0);
             return true;
         }
         _ => {}
@@ -155,7 +158,6 @@ fn snapshot(disk: &Disk, bytes: &mut Vec<u8>, rng: &mut Rng, series: &mut Series
             let name = &there[rng.below(there.len() as u64) as usize].name;
             disk.snapshot_apply(SnapshotTarget::Name(name)).unwrap();
             *bytes = series.snapshots.iter().find(|kept| kept.0 == *name).unwrap().1.clone();
-            series.resized = true;
             true
         }
         2 if !there.is_empty() => {

@@ -289,6 +289,14 @@ impl Disk {
         })
     }
 
+    /// Drops all that the image at the top itself has, so that what is behind it shows everywhere.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the format cannot; the format's.
+    pub fn make_empty(&self) -> Result<()> {
+        self.drained(|node| node.writer("empty")?.make_empty())
+    }
+
     /// Runs `work` on the node at the top while the disk is drained. `work` must not call this disk: it would wait for itself.
     ///
     /// # Errors

@@ -317,6 +317,10 @@ impl FormatWrite for Qcow2 {
         self.change_size(size, preallocation, task)
     }
 
+    fn make_empty(&self) -> Result<()> {
+        self.change_meta(Meta::make_empty)
+    }
+
     fn set_backing(&self, backing: Option<&BackingRef>) -> Result<()> {
         self.change_meta(|meta| meta.set_backing(backing))
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::header::{L1_BYTES_MAX, SNAPSHOTS_MAX};
+use super::header::{DATA_FILE_RAW, L1_BYTES_MAX, SNAPSHOTS_MAX};
 use super::layout::{COPIED, Entry, OFFSET_MASK};
 use super::meta::{Meta, read_words};
 use crate::{Error, Result, SnapshotInfo, SnapshotTarget, StorageExt};
@@ -233,7 +233,9 @@ impl Meta {
                 let packed = entry.packed(layout);
                 let first = layout.start(packed.offset);
                 runs.add(first >> layout.cluster_bits, layout.clusters(packed.offset + packed.len - first));
-            } else if let Some(host) = entry.host(layout)? {
+            } else if !layout.data_file
+                && let Some(host) = entry.host(layout)?
+            {
                 runs.add(host >> layout.cluster_bits, 1);
             }
             Ok(())
@@ -448,6 +450,25 @@ impl Meta {
         self.own_tables();
         if self.header.size != old_size {
             self.resize_bitmaps(snapshot.info.disk_size)?;
+        }
+        self.settle()
+    }
+
+    /// Drops all mappings of the active disk, VM state behind it included: an empty L1 table takes the place of the one
+    /// that there is, so that a loss of power leaves either the whole disk or nothing of it.
+    pub(super) fn make_empty(&mut self) -> Result<()> {
+        if self.header.autoclear & DATA_FILE_RAW != 0 {
+            return Err(Error::Unsupported(
+                "an image whose data file is the disk cannot be emptied".to_owned(),
+            ));
+        }
+        self.flush()?;
+        let old_l1 = self.l1.clone();
+        self.replace_l1(vec![0; old_l1.len()])?;
+        // The file no longer refers to the old tables.
+        self.count_tables(&old_l1, -1)?;
+        if let Some(data) = &self.data {
+            data.discard(0, data.len()?)?;
         }
         self.settle()
     }
