@@ -247,6 +247,31 @@ fn commit_and_rebase_keep_the_content() {
 }
 
 #[test]
+fn a_commit_takes_what_lies_between() {
+    let Some(pair) = Pair::new() else { return };
+    for tool in [&pair.ours, &pair.theirs] {
+        tool.write("source", &pattern(3 << 20));
+        convert(tool, "raw", "qcow2", "", "base", &[]);
+        // Between them is a smaller one, behind whose end the top reads as zeroes.
+        for (below, name, size) in [("base", "between", "2M"), ("between", "top", "4M")] {
+            tool.succeed(&["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", name, size]);
+        }
+        for (name, own) in [("between", [5; 200_000].as_slice()), ("top", &[9; 70_000])] {
+            tool.write("source", own);
+            tool.succeed(&["convert", "-n", "-f", "raw", "-O", "qcow2", "source", name]);
+        }
+        tool.succeed(&["convert", "-O", "raw", "top", "before"]);
+        tool.succeed(&["commit", "-q", "-b", "base", "top"]);
+        for name in ["top", "base"] {
+            tool.succeed(&["compare", "-f", "raw", "before", name]);
+            tool.succeed(&["check", name]);
+        }
+    }
+    let same = pair.theirs.run(&["compare", &pair.theirs.path("base"), &pair.ours.path("base")]);
+    assert_eq!(same.code, 0, "{same:?}");
+}
+
+#[test]
 fn an_interrupted_copy_leaves_nothing() {
     let ours = Tool::ours();
     let source = pattern(8 << 20);

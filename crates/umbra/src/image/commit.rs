@@ -5,21 +5,16 @@
 
 use std::sync::Arc;
 
-use umbra_block::{Access, BackingSpec, Disk, Node, NodeSpec, Preallocation, Task, resolve};
+use umbra_block::{Access, BackingSpec, Disk, Node, NodeSpec, Preallocation, resolve};
 
-use super::copy::{Copy, Source};
+use super::copy::{self, Copy, Source};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::Want;
-use super::{Tool, print, size};
+use super::{Tool, print};
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
-    let rate = match parsed.last("rate") {
-        None => None,
-        Some(text) => {
-            Some(size::parse(text).map_err(|_| Failure::new(format!("Invalid rate specified: '{text}'.")))?)
-        }
-    };
+    let rate = copy::rate(parsed)?;
     let name = tool.one_name(parsed)?;
     let want = Want::new(parsed, name)?;
     // To find the base the chain is only read.
@@ -37,9 +32,20 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             base.resize(top.size(), Preallocation::Off, false, task)
                 .doing(|| "cannot make the base larger".to_owned())?;
         }
-        copy_down(&top, &base, depth, rate, task)?;
-        base.flush()?;
-        Ok(())
+        let copy = Copy {
+            sources: vec![Source { disk: &top, start: 0, len: top.size() }],
+            target: &base,
+            target_start: 0,
+            target_is_zero: false,
+            from_top: Some(depth),
+            compress: false,
+            sparse: 4096,
+            threads: None,
+            rate,
+            salvage: None,
+        };
+        copy.run(task)?;
+        Ok(base.flush()?)
     })?;
     top.close()?;
     base.close()?;
@@ -97,58 +103,4 @@ fn chain_specs(tool: &Tool, want: &Want<'_>) -> Outcome<Vec<NodeSpec>> {
         next = disk.backing();
     }
     Ok(specs)
-}
-
-fn copy_down(top: &Disk, base: &Disk, depth: usize, rate: Option<u64>, task: &Task<'_>) -> Outcome<()> {
-    let total = top.size();
-    let mut at = 0;
-    while at < total {
-        task.at(at, total)?;
-        let (above, len) = allocated_above(top, at, total - at, depth)?;
-        if above {
-            let copy = Copy {
-                sources: vec![Source { disk: top, start: at, len }],
-                target: base,
-                target_start: at,
-                target_is_zero: false,
-                top_only: false,
-                compress: false,
-                sparse: 4096,
-                threads: None,
-                rate,
-                salvage: None,
-            };
-            let tell = |done: u64, _| task.at(at + done, total).is_ok();
-            let show = |done, whole| {
-                tell(done, whole);
-            };
-            copy.run(&Task::new(&show, task.cancel().clone()))?;
-        }
-        at += len.max(1);
-    }
-    task.at(total, total)?;
-    Ok(())
-}
-
-/// Whether an image above the base has something at an offset, and for how many bytes that is so.
-fn allocated_above(top: &Disk, at: u64, len: u64, depth: usize) -> Outcome<(bool, u64)> {
-    let mut len = len;
-    let mut disk = Disk::over(top.node());
-    for _ in 0..depth {
-        let have = disk.size().saturating_sub(at);
-        if have == 0 {
-            // Behind the end of an image in between its overlay reads as zeroes, whatever lies below.
-            return Ok((true, len));
-        }
-        let (allocated, run) = disk.is_allocated(at, len.min(have))?;
-        len = run;
-        if allocated {
-            return Ok((true, len));
-        }
-        match disk.backing() {
-            Some(below) => disk = below,
-            None => break,
-        }
-    }
-    Ok((false, len))
 }

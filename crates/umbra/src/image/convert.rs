@@ -2,7 +2,7 @@
 
 use umbra_block::{BackingRef, Disk, Error, Node, NodeSpec, Preallocation, SnapshotTarget};
 
-use super::copy::{Copy, Source, is_stream, is_zero_when_new};
+use super::copy::{self, Copy, Source, is_stream, is_zero_when_new};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::{Cache, Want};
@@ -58,7 +58,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
                 true => !backing && is_zero_when_new(&disk),
                 false => plan.target_is_zero,
             },
-            top_only: backing,
+            from_top: backing.then_some(1),
             compress: plan.compress || is_stream(&disk),
             sparse: plan.sparse,
             threads: plan.threads,
@@ -114,12 +114,7 @@ fn plan<'a>(parsed: &'a Parsed, format: &'a str) -> Outcome<Plan<'a>> {
     if parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps") {
         return Err(Failure::new("Use of --skip-broken-bitmaps requires --bitmaps"));
     }
-    let rate = match parsed.last("rate") {
-        None => None,
-        Some(text) => {
-            Some(size::parse(text).map_err(|_| Failure::new(format!("Invalid rate specified: '{text}'.")))?)
-        }
-    };
+    let rate = copy::rate(parsed)?;
     let [sources @ .., target] = parsed.operands.as_slice() else {
         return Err(Failure::new("Must specify image file name"));
     };

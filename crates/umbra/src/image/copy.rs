@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use umbra_block::{Disk, Error, Task};
 
 use super::failure::{Failure, Outcome, told};
+use super::getopt::Parsed;
+use super::size;
 
 /// Bytes of a piece, so that it is still in a processor's cache when it is written.
 const PIECE: u64 = 512 << 10;
@@ -25,8 +27,8 @@ pub struct Copy<'a> {
     pub target_start: u64,
     /// The target reads as zeroes before.
     pub target_is_zero: bool,
-    /// Only what the source's top image has itself: the target has the rest below it.
-    pub top_only: bool,
+    /// Only what this many images from the top of a source's chain have: the target has the rest.
+    pub from_top: Option<usize>,
     /// Compressed.
     pub compress: bool,
     /// Zeroes in runs of this and more are not written as data; 0 for all written.
@@ -102,7 +104,7 @@ impl<'a> Scanner<'a> {
             };
             let len = match kind {
                 // Pieces end where units of the target do.
-                Kind::Data => self.data_len(source, end, piece)?,
+                Kind::Data => self.data_len(source, end, piece),
                 Kind::Zero => end - self.at,
             };
             let job = Job { source: source.disk, from: source.start + self.at, to: self.to, len, kind };
@@ -113,15 +115,14 @@ impl<'a> Scanner<'a> {
 
     /// What is next in a source: length, and what it is.
     fn look(&self, source: Source<'_>) -> Outcome<(u64, Option<Kind>)> {
-        let (at, rest) = (source.start + self.at, source.len - self.at);
+        let (at, mut rest) = (source.start + self.at, source.len - self.at);
         let salvaged = |error: Error| match (self.copy.salvage, &error) {
             (Some(_), Error::Cancelled) | (None, _) => Err(error),
             // What is there is found out by reading it.
             (Some(_), _) => Ok(()),
         };
-        let mut rest = rest;
-        if self.copy.top_only {
-            match source.disk.is_allocated(at, rest) {
+        if let Some(depth) = self.copy.from_top {
+            match is_allocated_above(source.disk, at, rest, depth) {
                 Ok((false, len)) => return Ok((len, None)),
                 Ok((true, len)) => rest = len,
                 Err(error) => salvaged(error)?,
@@ -141,13 +142,33 @@ impl<'a> Scanner<'a> {
     }
 
     /// Length of a piece of data: it ends at a unit of the target, also where that is behind the end of the run.
-    fn data_len(&self, source: Source<'_>, end: u64, piece: u64) -> Outcome<u64> {
+    fn data_len(&self, source: Source<'_>, end: u64, piece: u64) -> u64 {
         let granule = granule(self.copy);
         let stop = (self.to / piece + 1).saturating_mul(piece);
         let run_end = (self.to + (end - self.at)).next_multiple_of(granule);
         let len = stop.min(run_end) - self.to;
-        Ok(len.min(source.len - self.at))
+        len.min(source.len - self.at)
     }
+}
+
+/// Whether one of `depth` images from the top has something at an offset, and for how many bytes that is so.
+fn is_allocated_above(top: &Disk, at: u64, mut len: u64, depth: usize) -> umbra_block::Result<(bool, u64)> {
+    let mut next = Some(Disk::over(top.node()));
+    for _ in 0..depth {
+        let Some(disk) = next else { break };
+        let have = disk.size().saturating_sub(at);
+        if have == 0 {
+            // Behind the end of an image in between its overlay reads as zeroes, whatever lies below.
+            return Ok((true, len));
+        }
+        let (allocated, run) = disk.is_allocated(at, len.min(have))?;
+        len = run;
+        if allocated {
+            return Ok((true, len));
+        }
+        next = disk.backing();
+    }
+    Ok((false, len))
 }
 
 /// The unit in which zeroes are looked for: writing a part of a cluster of qcow2 means to write all of it.
@@ -158,6 +179,12 @@ fn granule(copy: &Copy<'_>) -> u64 {
         _ if copy.target.node().format_name() == "qcow2" => geometry.zero_unit.max(4096),
         _ => copy.sparse.clamp(4096, PIECE).next_power_of_two(),
     }
+}
+
+/// The rate that was asked for.
+pub fn rate(parsed: &Parsed) -> Outcome<Option<u64>> {
+    let wrong = |text| Failure::new(format!("Invalid rate specified: '{text}'."));
+    parsed.last("rate").map(|text| size::parse(text).map_err(|_| wrong(text))).transpose()
 }
 
 /// Keeps to a rate.

@@ -48,7 +48,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             target: &made,
             target_start: 0,
             target_is_zero: is_zero_when_new(&made),
-            top_only: false,
+            from_top: None,
             compress: is_stream(&made),
             sparse: 4096,
             threads: None,
