@@ -12,7 +12,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{CheckReport, ImageInfo, Options, Preallocation, Repair, Result, Storage, Task};
+use crate::{CheckReport, Error, ImageInfo, Options, Preallocation, Repair, Result, Storage, Task};
 
 /// Which of the format's storages: an index into [`Format::storages`]. 0 is the image file itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -140,10 +140,14 @@ pub trait Format: Send + Sync + fmt::Debug {
     fn map(&self, offset: u64, len: u64) -> Result<Extent>;
 
     /// The cipher of data with [`Place::sector`].
-    fn cipher(&self) -> Option<&dyn SectorCipher>;
+    fn cipher(&self) -> Option<&dyn SectorCipher> {
+        None
+    }
 
     /// The backing file that the image names.
-    fn backing(&self) -> Option<BackingRef>;
+    fn backing(&self) -> Option<BackingRef> {
+        None
+    }
 
     /// How to change it; `None` where it was opened read-only or the format cannot be written.
     fn write(&self) -> Option<&dyn FormatWrite>;
@@ -170,13 +174,19 @@ pub trait Format: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] where the format has nothing to check; a storage that fails.
-    fn check(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport>;
+    fn check(&self, _repair: Repair, _task: &Task<'_>) -> Result<CheckReport> {
+        Err(Error::Unsupported("This image format does not support checks".to_owned()))
+    }
 
     /// Internal snapshots, where the format has them.
-    fn snapshots(&self) -> Option<&dyn Snapshots>;
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
 
     /// Persistent dirty bitmaps, where the format has them.
-    fn bitmaps(&self) -> Option<&dyn Bitmaps>;
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
 }
 
 /// How [`FormatWrite::prepare`] may get a place.
@@ -227,8 +237,11 @@ pub trait FormatWrite: Send + Sync {
     /// The storage's. The old mapping stays then.
     fn commit(&self, token: Token) -> Result<()>;
 
-    /// The data could not be written: frees what was allocated.
-    fn abort(&self, token: Token);
+    /// The data could not be written: frees what was allocated. Where only a check could, it stays unused: what was written
+    /// to it must not become another unit's.
+    fn abort(&self, token: Token) {
+        drop(token);
+    }
 
     /// Makes units of [`Geometry::zero_unit`] from `offset` on read as zeroes without data I/O, and frees their places
     /// with `unmap`. How many bytes it did; 0 where the format has no such thing (zeroes are then written). Both ends
@@ -243,13 +256,17 @@ pub trait FormatWrite: Send + Sync {
     ///
     /// # Errors
     /// As `prepare`.
-    fn discard(&self, offset: u64, len: u64) -> Result<()>;
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
 
     /// Changes the disk's size. `Disk` has drained and has asked for permission to lose data.
     ///
     /// # Errors
     /// Where the format cannot.
-    fn resize(&self, size: u64, preallocation: Preallocation, task: &Task<'_>) -> Result<()>;
+    fn resize(&self, _size: u64, _preallocation: Preallocation, _task: &Task<'_>) -> Result<()> {
+        Err(Error::Unsupported("Image format driver does not support resize".to_owned()))
+    }
 
     /// Drops all that the image itself has, so that its backing file shows everywhere: an overlay that was committed.
     /// Snapshots and bitmaps stay as they are. `Disk` has drained.
@@ -257,7 +274,7 @@ pub trait FormatWrite: Send + Sync {
     /// # Errors
     /// [`crate::Error::Unsupported`] where the format cannot.
     fn make_empty(&self) -> Result<()> {
-        Err(crate::Error::Unsupported("this image format cannot be emptied".to_owned()))
+        Err(Error::Unsupported("this image format cannot be emptied".to_owned()))
     }
 
     /// Changes the backing file that the image names; no data changes.

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
-    BackingRef, Bitmaps, CheckReport, CreateOptions, Environment, Error, Extent, Format, FormatDriver,
-    FormatWrite, Geometry, ImageInfo, Mapping, OpenRequest, OptionKind, OptionSpec, Options, Place,
-    Preallocation, Prepare, Prepared, Repair, Result, SectorCipher, Snapshots, Storage, StorageId, Task,
-    Token,
+    BackingRef, CreateOptions, Environment, Error, Extent, Format, FormatDriver, FormatWrite, Geometry,
+    ImageInfo, Mapping, OpenRequest, OptionKind, OptionSpec, Options, Place, Preallocation, Prepare,
+    Prepared, Result, Storage, StorageId, Task, Token,
 };
 
 /// The grain of locks: there is nothing to allocate.
@@ -90,14 +89,6 @@ impl Format for Raw {
         Ok(Extent { mapping: Mapping::Data(self.place(offset)), len })
     }
 
-    fn cipher(&self) -> Option<&dyn SectorCipher> {
-        None
-    }
-
-    fn backing(&self) -> Option<BackingRef> {
-        None
-    }
-
     fn write(&self) -> Option<&dyn FormatWrite> {
         (!self.read_only).then_some(self)
     }
@@ -119,18 +110,6 @@ impl Format for Raw {
             ..ImageInfo::default()
         })
     }
-
-    fn check(&self, _repair: Repair, _task: &Task<'_>) -> Result<CheckReport> {
-        Err(Error::Unsupported("This image format does not support checks".to_owned()))
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
-    }
 }
 
 impl FormatWrite for Raw {
@@ -144,8 +123,6 @@ impl FormatWrite for Raw {
     fn commit(&self, _token: Token) -> Result<()> {
         Err(Error::Refused("a raw image has nothing to commit".to_owned()))
     }
-
-    fn abort(&self, _token: Token) {}
 
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> Result<u64> {
         self.storage().write_zeroes(self.place(offset).offset, len, unmap)?;

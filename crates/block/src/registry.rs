@@ -63,7 +63,9 @@ pub trait FormatDriver: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// Wrong options.
-    fn measure(&self, options: &CreateOptions, data: u64) -> Result<Option<(u64, u64)>>;
+    fn measure(&self, _options: &CreateOptions, _data: u64) -> Result<Option<(u64, u64)>> {
+        Ok(None)
+    }
 }
 
 /// The formats that there are.

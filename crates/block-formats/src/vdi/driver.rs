@@ -108,8 +108,4 @@ impl FormatDriver for Vdi {
         }
         storage.flush()
     }
-
-    fn measure(&self, _options: &CreateOptions, _data: u64) -> Result<Option<(u64, u64)>> {
-        Ok(None)
-    }
 }

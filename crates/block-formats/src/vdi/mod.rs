@@ -10,9 +10,8 @@ mod header;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use umbra_block::{
-    BackingRef, Bitmaps, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping,
-    Options, Place, Preallocation, Prepare, Prepared, Repair, Result, SectorCipher, Snapshots, Storage,
-    StorageExt, StorageId, Task, Token,
+    BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Options,
+    Place, Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
 };
 use zerocopy::IntoBytes;
 
@@ -108,14 +107,6 @@ impl Format for Image {
         run(offset, len, self.unit(), &Mapping::Zero(None), |block| self.look(block))
     }
 
-    fn cipher(&self) -> Option<&dyn SectorCipher> {
-        None
-    }
-
-    fn backing(&self) -> Option<BackingRef> {
-        None
-    }
-
     fn write(&self) -> Option<&dyn FormatWrite> {
         self.writable.then_some(self)
     }
@@ -144,14 +135,6 @@ impl Format for Image {
 
     fn check(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
         self.check_all(repair, task)
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }
 
@@ -197,21 +180,8 @@ impl FormatWrite for Image {
         if self.blocks.is_full() { self.flush_all() } else { Ok(()) }
     }
 
-    fn abort(&self, token: Token) {
-        // A block that others have followed stays unused: what was written to it must not become another's.
-        drop(token);
-    }
-
     fn zero(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64> {
         absent_run(offset, len, self.unit(), |block| self.look(block))
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn resize(&self, _size: u64, _preallocation: Preallocation, _task: &Task<'_>) -> Result<()> {
-        unsupported("Image format driver does not support resize")
     }
 
     fn set_backing(&self, _backing: Option<&BackingRef>) -> Result<()> {

@@ -152,10 +152,6 @@ impl FormatDriver for Vhdx {
         storage.write_at(0, &id)?;
         storage.flush()
     }
-
-    fn measure(&self, _options: &CreateOptions, _data: u64) -> Result<Option<(u64, u64)>> {
-        Ok(None)
-    }
 }
 
 /// What is made.

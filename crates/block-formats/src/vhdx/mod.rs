@@ -15,8 +15,8 @@ mod write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use umbra_block::{
-    BackingRef, Bitmaps, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping,
-    Place, Repair, Result, SectorCipher, Snapshots, Storage, StorageExt, StorageId, Task,
+    BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Place, Repair,
+    Result, Storage, StorageExt, StorageId, Task,
 };
 
 use crate::common::{Unit, run};
@@ -148,10 +148,6 @@ impl Format for Image {
         }
     }
 
-    fn cipher(&self) -> Option<&dyn SectorCipher> {
-        None
-    }
-
     fn backing(&self) -> Option<BackingRef> {
         self.backing.clone()
     }
@@ -188,13 +184,5 @@ impl Format for Image {
 
     fn check(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
         self.check_all(repair, task)
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use umbra_block::{
-    BackingRef, Error, FormatWrite, Options, Place, Preallocation, Prepare, Prepared, Result, Storage,
-    StorageExt, StorageId, Task, Token,
+    BackingRef, Error, FormatWrite, Options, Place, Prepare, Prepared, Result, Storage, StorageExt,
+    StorageId, Task, Token,
 };
 use zerocopy::IntoBytes;
 
@@ -186,21 +186,8 @@ impl FormatWrite for Image {
         if self.table.is_full() { self.flush_all(self.session()?) } else { Ok(()) }
     }
 
-    fn abort(&self, token: Token) {
-        // The place stays unused: what was written to it must not become another block's.
-        drop(token);
-    }
-
     fn zero(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64> {
         absent_run(offset, len, self.metadata.block, |block| self.look(block))
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn resize(&self, _size: u64, _preallocation: Preallocation, _task: &Task<'_>) -> Result<()> {
-        unsupported("Image format driver does not support resize")
     }
 
     fn set_backing(&self, _backing: Option<&BackingRef>) -> Result<()> {

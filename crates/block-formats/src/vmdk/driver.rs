@@ -68,10 +68,6 @@ impl FormatDriver for Vmdk {
     ) -> Result<()> {
         create::create(storage, name, options, environment, task)
     }
-
-    fn measure(&self, _options: &CreateOptions, _data: u64) -> Result<Option<(u64, u64)>> {
-        Ok(None)
-    }
 }
 
 /// The descriptor's text, up to its first zero, and its length.

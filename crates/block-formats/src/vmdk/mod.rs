@@ -17,8 +17,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use umbra_block::{
-    BackingRef, Bitmaps, CheckReport, Codec, Compression, Error, Extent, Format, FormatWrite, Geometry,
-    ImageInfo, InfoValue, Mapping, Place, Repair, Result, SectorCipher, Snapshots, Storage, StorageId, Task,
+    BackingRef, CheckReport, Codec, Compression, Error, Extent, Format, FormatWrite, Geometry, ImageInfo,
+    InfoValue, Mapping, Place, Repair, Result, Storage, StorageId, Task,
 };
 
 use crate::common::ENTRIES_A_CALL;
@@ -197,10 +197,6 @@ impl Format for Image {
         }
     }
 
-    fn cipher(&self) -> Option<&dyn SectorCipher> {
-        None
-    }
-
     fn backing(&self) -> Option<BackingRef> {
         self.backing.clone()
     }
@@ -243,13 +239,5 @@ impl Format for Image {
 
     fn check(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
         self.check_all(repair, task)
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 
 use umbra_block::{
-    BackingRef, Error, Extent, Format, FormatWrite, Mapping, Options, Place, Preallocation, Prepare,
-    Prepared, Result, StorageExt, StorageId, Task, Token,
+    BackingRef, Error, Extent, Format, FormatWrite, Mapping, Options, Place, Prepare, Prepared, Result,
+    StorageExt, StorageId, Task, Token,
 };
 
 use super::descriptor::Descriptor;
@@ -190,11 +190,6 @@ impl FormatWrite for Image {
         if sparse.grains.is_full() { self.flush_all() } else { Ok(()) }
     }
 
-    fn abort(&self, token: Token) {
-        // The room stays unused: what was written to it must not become another grain's.
-        drop(token);
-    }
-
     fn zero(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64> {
         let extent = self.extent(offset)?;
         let Part::Sparse(_, sparse) = &extent.part else { return Ok(0) };
@@ -218,14 +213,6 @@ impl FormatWrite for Image {
             self.flush_all()?;
         }
         Ok(done.min(len))
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn resize(&self, _size: u64, _preallocation: Preallocation, _task: &Task<'_>) -> Result<()> {
-        unsupported("Image format driver does not support resize")
     }
 
     fn set_backing(&self, _backing: Option<&BackingRef>) -> Result<()> {

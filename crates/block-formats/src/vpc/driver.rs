@@ -136,8 +136,4 @@ impl FormatDriver for Vpc {
         storage.write_at(table + table_len, footer.as_bytes())?;
         storage.flush()
     }
-
-    fn measure(&self, _options: &CreateOptions, _data: u64) -> Result<Option<(u64, u64)>> {
-        Ok(None)
-    }
 }

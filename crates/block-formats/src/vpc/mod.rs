@@ -11,9 +11,8 @@ mod parent;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use umbra_block::{
-    BackingRef, Bitmaps, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping,
-    Options, Place, Preallocation, Prepare, Prepared, Repair, Result, SectorCipher, Snapshots, Storage,
-    StorageExt, StorageId, Task, Token,
+    BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Options,
+    Place, Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
 };
 use zerocopy::IntoBytes;
 
@@ -188,10 +187,6 @@ impl Format for Image {
         }
     }
 
-    fn cipher(&self) -> Option<&dyn SectorCipher> {
-        None
-    }
-
     fn backing(&self) -> Option<BackingRef> {
         self.backing.clone()
     }
@@ -225,14 +220,6 @@ impl Format for Image {
 
     fn check(&self, _repair: Repair, _task: &Task<'_>) -> Result<CheckReport> {
         unsupported("checks of a VHD image")
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }
 
@@ -272,24 +259,11 @@ impl FormatWrite for Image {
         if blocks.table.is_full() { self.flush_all() } else { Ok(()) }
     }
 
-    fn abort(&self, token: Token) {
-        // The place stays unused: what was written to it must not become another block's.
-        drop(token);
-    }
-
     fn zero(&self, offset: u64, len: u64, _unmap: bool) -> Result<u64> {
         match &self.blocks {
             Some(blocks) => absent_run(offset, len, blocks.block, |block| blocks.look(block)),
             None => Ok(0),
         }
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn resize(&self, _size: u64, _preallocation: Preallocation, _task: &Task<'_>) -> Result<()> {
-        unsupported("Image format driver does not support resize")
     }
 
     fn set_backing(&self, _backing: Option<&BackingRef>) -> Result<()> {

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex};
 use super::{HEADER_BYTES, Header, MAGIC, SECTOR, format_header};
 use crate::raw::preallocate;
 use crate::{
-    BackingRef, Bitmaps, CheckReport, CreateOptions, Environment, Error, Extent, Format, FormatDriver,
-    FormatWrite, Geometry, ImageInfo, InfoValue, Mapping, OpenRequest, OptionKind, OptionSpec, Options,
-    Place, Preallocation, Prepare, Prepared, Repair, Result, Secrets, SectorCipher, Snapshots, Storage,
-    StorageId, Task, Token,
+    BackingRef, CreateOptions, Environment, Error, Extent, Format, FormatDriver, FormatWrite, Geometry,
+    ImageInfo, InfoValue, Mapping, OpenRequest, OptionKind, OptionSpec, Options, Place, Preallocation,
+    Prepare, Prepared, Result, Secrets, SectorCipher, Storage, StorageId, Task, Token,
 };
 
 /// The grain of locks: there is nothing to allocate.
@@ -86,10 +85,6 @@ impl Format for Luks {
         self.cipher.as_deref()
     }
 
-    fn backing(&self) -> Option<BackingRef> {
-        None
-    }
-
     fn write(&self) -> Option<&dyn FormatWrite> {
         (!self.read_only).then_some(self)
     }
@@ -118,18 +113,6 @@ impl Format for Luks {
             ..ImageInfo::default()
         })
     }
-
-    fn check(&self, _repair: Repair, _task: &Task<'_>) -> Result<CheckReport> {
-        Err(Error::Unsupported("This image format does not support checks".to_owned()))
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
-    }
 }
 
 impl FormatWrite for Luks {
@@ -143,8 +126,6 @@ impl FormatWrite for Luks {
     fn commit(&self, _token: Token) -> Result<()> {
         Err(Error::Refused("a LUKS image has nothing to commit".to_owned()))
     }
-
-    fn abort(&self, _token: Token) {}
 
     fn zero(&self, _offset: u64, _len: u64, _unmap: bool) -> Result<u64> {
         // Zeroes of the disk are no zeroes in the file.
