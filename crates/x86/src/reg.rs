@@ -20,6 +20,12 @@ pub mod gpr {
     pub const RSI: usize = 6;
     /// RDI.
     pub const RDI: usize = 7;
+
+    /// The names of all sixteen.
+    pub const NAMES: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15",
+    ];
 }
 
 bitflags! {
@@ -158,6 +164,12 @@ bitflags! {
         /// Fast FXSAVE (AMD).
         const FFXSR = 1 << 14;
     }
+}
+
+impl Rflags {
+    /// The six status flags (SDM volume 1, 3.4.3.1).
+    pub const STATUS: Self =
+        Self::CF.union(Self::PF).union(Self::AF).union(Self::ZF).union(Self::SF).union(Self::OF);
 }
 
 /// CR0 at power-on and INIT.

@@ -11,7 +11,6 @@ use crate::cpu::Cpu;
 pub(crate) type Status = u16;
 
 const LOW: u64 = 0xd5;
-const STATUS: u64 = LOW | Rflags::OF.bits();
 
 /// Carry.
 pub(crate) const CF: Status = 1 << 8;
@@ -38,7 +37,7 @@ impl Cpu {
     /// Makes RFLAGS true: call it before anything but a handler looks at the processor.
     #[inline(always)]
     pub(crate) fn settle(&mut self) {
-        self.rflags = self.rflags & !STATUS | to_rflags(self.fast.status);
+        self.rflags = self.rflags & !Rflags::STATUS.bits() | to_rflags(self.fast.status);
     }
 
     /// Takes the status flags from RFLAGS: call it before handlers run again.

@@ -10,14 +10,14 @@ use std::mem::offset_of;
 use iced_x86::{
     Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic as M, OpKind, Register,
 };
+use umbra_x86::reg::Rflags;
 
 use crate::cpu::{Cpu, VectorState};
 use crate::native::features::is_nop_without_feature;
 use crate::native::forms;
 use crate::native::plan::Registers;
 
-/// CF, PF, AF, ZF, SF, OF.
-const STATUS: i32 = 0x8d5;
+const STATUS: i32 = Rflags::STATUS.bits() as i32;
 const MXCSR_HOST: i32 = 0x1f80;
 const FX_MXCSR: usize = 24;
 const RSP: u8 = 4;

@@ -8,6 +8,8 @@ use std::sync::LazyLock;
 
 use iced_x86::Instruction;
 
+use umbra_x86::reg::gpr;
+
 use super::state::{Bits, ENDLESS, Outcome, PAGE, State, Test};
 
 const LIST: &str = include_str!("../../data/undefined.txt");
@@ -17,10 +19,6 @@ const LINUX_USER_END: u64 = 0x7fff_ffff_f000;
 const FLAGS: u64 = 0xcd5;
 const NAMES: [(&str, u64); 6] =
     [("CF", 1), ("PF", 4), ("AF", 0x10), ("ZF", 0x40), ("SF", 0x80), ("OF", 0x800)];
-const GPR: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-    "r15",
-];
 
 /// What may differ after an instruction.
 #[derive(Debug, Clone, Copy, Default)]
@@ -165,7 +163,7 @@ pub fn differences(test: &Test, i: &Instruction, dead: u64, host: &Outcome, engi
     let word = |v: u64| format!("{v:x}");
     note("rip", word(b.rip), word(h.rip), word(e.rip));
     note("flags", word(b.rflags & FLAGS), word(h.rflags), word(e.rflags));
-    for (n, name) in GPR.iter().enumerate() {
+    for (n, name) in gpr::NAMES.iter().enumerate() {
         note(name, word(b.gpr[n]), word(h.gpr[n]), word(e.gpr[n]));
     }
     for n in 0..8 {

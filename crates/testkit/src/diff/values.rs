@@ -1,10 +1,11 @@
 //! Random values that are worth trying, and a random state of them.
 
+use umbra_x86::reg::Rflags;
+
 use super::random::Random;
 use super::state::{Bits, DATA, State, WINDOW, WINDOWS};
 
 /// Status flags.
-const STATUS: u64 = 0x8d5;
 /// Direction flag.
 const DF: u64 = 0x400;
 
@@ -141,7 +142,7 @@ pub fn state(r: &mut Random, bits: Bits) -> State {
         + WINDOW as u64 / 2
         + 8 * r.below(8)
         + if r.one_in(8) { r.below(8) } else { 0 };
-    s.rflags = 2 | r.bits() & STATUS | if r.one_in(6) { DF } else { 0 };
+    s.rflags = 2 | r.bits() & Rflags::STATUS.bits() | if r.one_in(6) { DF } else { 0 };
     fill(r, &mut s.memory);
     s
 }

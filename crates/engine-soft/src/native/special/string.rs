@@ -21,7 +21,7 @@ const PAGE: u64 = 4096;
 const ELEMENTS_MAX: u64 = 512;
 /// Pieces done at once before that.
 const PIECES_MAX: u64 = 64;
-const STATUS: u64 = 0x8d5;
+const STATUS: u64 = Rflags::STATUS.bits();
 
 /// The handler of a string instruction without port.
 pub fn handler(code: Code) -> Option<Slow> {

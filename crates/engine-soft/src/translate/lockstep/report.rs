@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, IntelFormatter};
 
+use umbra_x86::reg::gpr;
+
 use super::Lockstep;
 use super::replay::Difference;
 use crate::cpu::{Cpu, VectorState};
@@ -40,7 +42,7 @@ impl Cpu {
             let _ = writeln!(text, "  the tiers had other status flags ({flags:#x}) since {since:#x}");
         }
         let gpr = lockstep.start.gpr.map(|value| format!("{value:x}")).join(" ");
-        let _ = writeln!(text, "  registers at the start (rax rcx rdx rbx rsp rbp rsi rdi r8 to r15): {gpr}");
+        let _ = writeln!(text, "  registers at the start ({}): {gpr}", gpr::NAMES.join(" "));
         text.push_str("guest code:\n");
         self.guest_code(from, to, &mut text);
         text.push_str("host code of the block:\n");
@@ -58,7 +60,9 @@ impl Cpu {
             let mut line = String::new();
             formatter.format(&i, &mut line);
             let _ = writeln!(text, "  {:#x}  {line}", i.ip());
-            if i.is_invalid() || i.flow_control() != FlowControl::Next || i.next_ip() == to {
+            // A translation goes on after a conditional branch.
+            let goes_on = matches!(i.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
+            if i.is_invalid() || !goes_on || i.next_ip() == to {
                 return;
             }
         }

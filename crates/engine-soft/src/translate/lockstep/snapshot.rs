@@ -1,22 +1,13 @@
 //! Registers and control state: everything that an instruction can change but vector state, memory and what `MSRs` keeps in a map.
 
-use umbra_x86::reg::{Cr0, Cr4, Efer, Rflags};
+use umbra_x86::reg::{Cr0, Cr4, Efer, Rflags, gpr};
 use umbra_x86::segment::{Segment, Table};
 
 use crate::cpu::{Cpu, Mode};
 
-/// The status flags, which are in `Fast::status`.
-const STATUS: u64 = Rflags::CF
-    .union(Rflags::PF)
-    .union(Rflags::AF)
-    .union(Rflags::ZF)
-    .union(Rflags::SF)
-    .union(Rflags::OF)
-    .bits();
-
 macro_rules! snapshot {
     ($($field:ident: $type:ty = $($place:ident).+;)*) => {
-        /// The state at one moment.
+        /// The state at one moment; status flags apart, as `exec::flags` has them.
         #[derive(Debug, Clone, PartialEq)]
         pub(super) struct Snapshot {
             pub gpr: [u64; 16],
@@ -30,7 +21,7 @@ macro_rules! snapshot {
             pub(super) fn of(cpu: &Cpu) -> Self {
                 Self {
                     gpr: cpu.gpr,
-                    rflags: cpu.rflags & !STATUS,
+                    rflags: cpu.rflags & !Rflags::STATUS.bits(),
                     status: cpu.fast.status,
                     $($field: cpu.$($place).+,)*
                 }
@@ -47,7 +38,7 @@ macro_rules! snapshot {
             /// What differs but status flags: name, this, the other.
             pub(super) fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
                 let mut all: Vec<_> = (0..16).filter(|n| self.gpr[*n] != other.gpr[*n]).map(|n| {
-                    (NAMES[n].to_owned(), format!("{:#x}", self.gpr[n]), format!("{:#x}", other.gpr[n]))
+                    (gpr::NAMES[n].to_owned(), format!("{:#x}", self.gpr[n]), format!("{:#x}", other.gpr[n]))
                 }).collect();
                 let mut add = |name: &str, same: bool, this: String, that: String| {
                     if !same {
@@ -97,8 +88,3 @@ snapshot! {
     dr7: u64 = dr7;
     nmi_masked: bool = nmi_masked;
 }
-
-const NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-    "r15",
-];

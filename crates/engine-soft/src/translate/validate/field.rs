@@ -2,6 +2,7 @@
 
 use std::mem::offset_of;
 
+use umbra_x86::reg::gpr;
 use umbra_x86::segment::{Segment, sreg};
 
 use crate::cpu::{Cpu, Mode, Msrs};
@@ -83,11 +84,6 @@ const FIELDS: &[Field] = &[
     cpu("kernel_gs_base", offset_of!(Cpu, msr) + offset_of!(Msrs, kernel_gs_base), 8, FREE),
 ];
 
-const REGISTERS: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-    "r15",
-];
-
 const _: () = assert!(offset_of!(Cpu, gpr) == 0);
 
 /// The field that `len` bytes at `offset` into the state block lie in.
@@ -95,7 +91,7 @@ pub(in crate::translate) fn find(offset: u64, len: usize) -> Option<Field> {
     let start = usize::try_from(offset).ok()?;
     let end = start.checked_add(len)?;
     let register =
-        REGISTERS.get(start / 8).map(|name| Field { name, offset: start / 8 * 8, len: 8, kind: FREE });
+        gpr::NAMES.get(start / 8).map(|name| Field { name, offset: start / 8 * 8, len: 8, kind: FREE });
     let mut all = register.into_iter().chain(FIELDS.iter().copied());
     all.find(|f| len > 0 && f.offset <= start && end <= f.offset + f.len)
 }
