@@ -15,8 +15,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     if let (true, Some(format)) =
         (texts.iter().any(|text| keyval::asks_for_help(text)), parsed.last("format"))
     {
-        let driver = tool.environment.registry.get(format);
-        let driver = driver.map_err(|_| Failure::new(format!("Unknown driver '{format}'")))?;
+        let driver = tool.environment.registry.get(format)?;
         if !driver.create_options().iter().any(|option| option.amendable) {
             return Err(no_amendment(format));
         }

@@ -32,7 +32,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let texts: Vec<&str> = parsed.all("options").collect();
     let format = parsed.last("output-format").unwrap_or("raw");
     if texts.iter().any(|text| keyval::asks_for_help(text)) {
-        print(&target::option_help(&**driver(tool, format)?, false));
+        print(&target::option_help(&**tool.driver(format)?, false));
         return Ok(0);
     }
     let plan = plan(parsed, format)?;
@@ -74,11 +74,6 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         Ok(())
     })?;
     Ok(0)
-}
-
-fn driver<'t>(tool: &'t Tool, format: &str) -> Outcome<&'t std::sync::Arc<dyn umbra_block::FormatDriver>> {
-    let driver = tool.environment.registry.get(format);
-    driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))
 }
 
 fn plan<'a>(parsed: &'a Parsed, format: &'a str) -> Outcome<Plan<'a>> {
@@ -187,7 +182,7 @@ fn over(disk: &Disk, view: Box<dyn umbra_block::Format>) -> Disk {
 
 /// What does not go together with the target's format. Whether the target gets a backing file.
 fn check_formats(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>) -> Outcome<bool> {
-    let driver = driver(tool, plan.format)?;
+    let driver = tool.driver(plan.format)?;
     if !plan.create {
         return Ok(parsed.has("backing"));
     }
@@ -216,7 +211,7 @@ fn check_formats(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>) -> Outcome<bool>
 }
 
 fn planned_target(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>, total: u64) -> Outcome<Target> {
-    let driver = driver(tool, plan.format)?.clone();
+    let driver = tool.driver(plan.format)?.clone();
     let texts: Vec<&str> = parsed.all("options").collect();
     let given = target::given(&*driver, &texts)?;
     let size = given.size.unwrap_or(total);
@@ -243,17 +238,8 @@ fn open_target(
     task: &umbra_block::Task<'_>,
 ) -> Outcome<(Disk, Option<Partial>)> {
     let image_opts = parsed.has("target-image-opts");
-    let mut want = Want {
-        name: plan.target,
-        format: (!image_opts).then_some(plan.format),
-        image_opts,
-        writable: true,
-        share: false,
-        cache: plan.cache,
-        implicit: true,
-        metadata_only: false,
-        for_check: false,
-    };
+    let format = (!image_opts).then_some(plan.format);
+    let mut want = Want { image_opts, cache: plan.cache, ..Want::plain(plan.target, format).writable() };
     if !plan.create {
         // A target that was not made here is somebody's: it is made durable.
         want.cache = Cache::parse(parsed.last("target-cache"), "cache option")?;

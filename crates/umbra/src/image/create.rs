@@ -14,9 +14,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let format = parsed.last("format").unwrap_or("raw");
     let texts: Vec<&str> = parsed.all("options").collect();
     if texts.iter().any(|text| keyval::asks_for_help(text)) {
-        let driver = tool.environment.registry.get(format);
-        let driver = driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))?;
-        print(&target::option_help(&**driver, false));
+        print(&target::option_help(&**tool.driver(format)?, false));
         return Ok(0);
     }
     let (name, size_text) = match parsed.operands.as_slice() {
@@ -49,19 +47,12 @@ fn named(name: &str, failure: Failure) -> Failure {
 
 /// Reads a size of an image.
 pub fn parse_size(text: &str) -> Outcome<u64> {
-    match size::parse(text) {
-        Ok(size) if size <= i64::MAX as u64 => Ok(size),
-        Err(size::SizeError::Malformed) => {
-            Err(Failure::new(format!("Invalid image size specified: '{text}'.")))
-        }
-        _ => Err(Failure::new(format!("Invalid image size specified. Must be between 0 and {}.", i64::MAX))),
-    }
+    size::bounded("image size", text, 0..=i64::MAX as u64)
 }
 
 fn plan(tool: &Tool, parsed: &Parsed, name: &str, size: Option<u64>) -> Outcome<Target> {
     let format = parsed.last("format").unwrap_or("raw");
-    let driver = tool.environment.registry.get(format);
-    let driver = driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))?.clone();
+    let driver = tool.driver(format)?.clone();
     let texts: Vec<&str> = parsed.all("options").collect();
     let given = target::given(&*driver, &texts)?;
     let once = |option: Option<&str>, other: Option<String>| match (option, other) {
@@ -101,17 +92,7 @@ fn same_file(one: &str, other: &str) -> bool {
 /// Opens a backing file to see that it is there; its disk's size.
 fn look_at_backing(tool: &Tool, image: &str, backing: &str, format: Option<&str>) -> Outcome<u64> {
     let path = resolve(image, backing);
-    let want = Want {
-        name: &path,
-        format,
-        image_opts: false,
-        writable: false,
-        share: false,
-        cache: Cache::default(),
-        implicit: true,
-        metadata_only: true,
-        for_check: false,
-    };
+    let want = Want { metadata_only: true, ..Want::plain(&path, format) };
     let spec = tool.spec(&want)?;
     let disk = tool.open_spec(&spec, want.cache).map_err(|failure| Failure {
         message: format!("{}\nCould not open backing image.", failure.message),

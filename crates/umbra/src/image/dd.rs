@@ -25,8 +25,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         return Err(Failure::new("Must specify both input and output files"));
     };
     let format = parsed.last("output-format").unwrap_or("raw");
-    let driver = tool.environment.registry.get(format);
-    let driver = driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))?.clone();
+    let driver = tool.driver(format)?.clone();
     let disk = tool.open(&Want::new(parsed, input)?)?;
     let block = plan.block.unwrap_or(512);
     let start = plan.skip.unwrap_or(0).saturating_mul(block);
@@ -72,19 +71,11 @@ fn plan(operands: &[String]) -> Outcome<Plan> {
         match name {
             "if" => plan.input = Some(value.to_owned()),
             "of" => plan.output = Some(value.to_owned()),
-            "bs" => plan.block = Some(number("bs", value, i32::MAX as u64, 1)?),
-            "count" => plan.count = Some(number("count", value, i64::MAX as u64, 0)?),
-            "skip" => plan.skip = Some(number("skip", value, i64::MAX as u64, 0)?),
+            "bs" => plan.block = Some(size::bounded("bs", value, 1..=i32::MAX as u64)?),
+            "count" => plan.count = Some(size::bounded("count", value, 0..=i64::MAX as u64)?),
+            "skip" => plan.skip = Some(size::bounded("skip", value, 0..=i64::MAX as u64)?),
             _ => return Err(Failure::new(format!("unrecognized operand {name}"))),
         }
     }
     Ok(plan)
-}
-
-fn number(name: &str, text: &str, max: u64, min: u64) -> Outcome<u64> {
-    match size::parse(text) {
-        Err(size::SizeError::Malformed) => Err(Failure::new(format!("Invalid {name} specified: '{text}'."))),
-        Ok(number) if (min..=max).contains(&number) => Ok(number),
-        _ => Err(Failure::new(format!("Invalid {name} specified. Must be between {min} and {max}."))),
-    }
 }

@@ -14,16 +14,8 @@ const GATHERED: usize = 1 << 16;
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let json = tool.wants_json(parsed)?;
-    let number = |key: &str, what: &str| match parsed.last(key) {
-        None => Ok(None),
-        Some(text) => match size::parse(text) {
-            Ok(number) if number <= i64::MAX as u64 => Ok(Some(number)),
-            Err(size::SizeError::Malformed) => {
-                Err(Failure::new(format!("Invalid {what} specified: '{text}'.")))
-            }
-            _ => Err(Failure::new(format!("Invalid {what} specified. Must be between 0 and {}.", i64::MAX))),
-        },
-    };
+    let number =
+        |key, what| parsed.last(key).map(|text| size::bounded(what, text, 0..=i64::MAX as u64)).transpose();
     let start = number("start-offset", "start offset")?.unwrap_or(0);
     let max = number("max-length", "max length")?;
     let name = tool.one_name(parsed)?;

@@ -6,17 +6,14 @@ use super::failure::{Failure, Outcome};
 use super::getopt::Parsed;
 use super::json::{Json, Object};
 use super::open::Want;
-use super::{Tool, convert, print, size, target};
+use super::{Tool, convert, create, print, size, target};
 
 /// Clusters of qcow2 where no option says otherwise.
 const CLUSTER: u64 = 65536;
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let json = tool.wants_json(parsed)?;
-    let size = match parsed.last("size") {
-        None => None,
-        Some(text) => Some(super::create::parse_size(text)?),
-    };
+    let size = parsed.last("size").map(create::parse_size).transpose()?;
     let file = match parsed.operands.as_slice() {
         [] => None,
         [name] => Some(name.as_str()),
@@ -32,8 +29,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         _ => {}
     }
     let format = parsed.last("target-format").unwrap_or("raw");
-    let driver = tool.environment.registry.get(format);
-    let driver = driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))?;
+    let driver = tool.driver(format)?;
     let texts: Vec<&str> = parsed.all("options").collect();
     let given = target::given(&**driver, &texts)?;
     let cluster = given.options.get("cluster_size").map_or(Ok(CLUSTER), size::parse);

@@ -161,24 +161,7 @@ fn run(program: &'static str, command: &'static Command, parsed: &Parsed) -> Out
     let mut environment = Environment::new(registry());
     environment.secrets = secret::read_all(parsed.all("object"))?;
     let tool = Tool { program, environment, signals };
-    match command.name {
-        "amend" => amend::run(&tool, parsed),
-        "bitmap" => bitmap::run(&tool, parsed),
-        "check" => check::run(&tool, parsed),
-        "commit" => commit::run(&tool, parsed),
-        "compare" => compare::run(&tool, parsed),
-        "convert" => convert::run(&tool, parsed),
-        "create" => create::run(&tool, parsed),
-        "dd" => dd::run(&tool, parsed),
-        "info" => info::run(&tool, parsed),
-        "map" => map::run(&tool, parsed),
-        "measure" => measure::run(&tool, parsed),
-        "rebase" => rebase::run(&tool, parsed),
-        "resize" => resize::run(&tool, parsed),
-        "snapshot" => snapshot::run(&tool, parsed),
-        "tree" => tree::run(&tool, parsed),
-        other => Err(Failure::new(format!("command '{other}' has no code"))),
-    }
+    (command.run)(&tool, parsed)
 }
 
 impl Tool {

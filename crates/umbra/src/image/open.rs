@@ -58,6 +58,21 @@ pub struct Want<'a> {
 }
 
 impl<'a> Want<'a> {
+    /// For reading, with nothing special.
+    pub fn plain(name: &'a str, format: Option<&'a str>) -> Want<'a> {
+        Want {
+            name,
+            format,
+            image_opts: false,
+            writable: false,
+            share: false,
+            cache: Cache::default(),
+            implicit: true,
+            metadata_only: false,
+            for_check: false,
+        }
+    }
+
     /// As the options of the command line say.
     pub fn new(parsed: &'a Parsed, name: &'a str) -> Outcome<Want<'a>> {
         let (format, image_opts) = (parsed.last("format"), parsed.has("image-opts"));
@@ -65,15 +80,11 @@ impl<'a> Want<'a> {
             return Err(Failure::new("--image-opts and --format are mutually exclusive"));
         }
         Ok(Want {
-            name,
-            format,
             image_opts,
-            writable: false,
             share: parsed.has("force-share"),
             cache: Cache::parse(parsed.last("cache"), "cache option")?,
             implicit: !parsed.has("no-implicit-backing"),
-            metadata_only: false,
-            for_check: false,
+            ..Want::plain(name, format)
         })
     }
 

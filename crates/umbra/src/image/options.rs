@@ -1,7 +1,12 @@
 //! The commands and their options: one table gives the parser, the help and the tests. Letters, names and the possible
 //! abbreviations are those of `qemu-img` 10.0 as Debian ships it.
 
-use super::getopt::Opt;
+use super::failure::Outcome;
+use super::getopt::{Opt, Parsed};
+use super::{
+    Tool, amend, bitmap, check, commit, compare, convert, create, dd, info, map, measure, rebase, resize,
+    snapshot, tree,
+};
 
 /// A command.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +21,8 @@ pub struct Command {
     pub options: &'static [Opt],
     /// More to know, below the options.
     pub notes: &'static str,
+    /// Does it.
+    pub run: fn(&Tool, &Parsed) -> Outcome,
 }
 
 const HELP: Opt = Opt::flag('h', "help", "print this help");
@@ -65,7 +72,7 @@ const CHECK: &[Opt] = &[
     FORMAT,
     Opt::value('r', "repair", "leaks|all", "mend: free what nothing uses, or mend everything"),
     OUTPUT,
-    Opt::value('T', "cache", "CACHE", "cache mode: none, directsync, writeback, ..."),
+    SOURCE_CACHE,
     OBJECT,
     IMAGE_OPTS,
     SHARE,
@@ -265,6 +272,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "-o OPTIONS [-f FMT | --image-opts] [-p] [-q] FILE",
         options: AMEND,
         notes: "",
+        run: amend::run,
     },
     Command {
         name: "bitmap",
@@ -272,6 +280,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "(--add [-g SIZE] | --remove | --clear | --enable | --disable | --merge SOURCE [-b FILE [-F FMT]])... FILE BITMAP",
         options: BITMAP,
         notes: "The changes are made in the order of the options.",
+        run: bitmap::run,
     },
     Command {
         name: "check",
@@ -279,6 +288,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT | --image-opts] [-r leaks|all] [--output human|json] FILE",
         options: CHECK,
         notes: "Exit codes: 0 in order (now), 1 not looked at everything, 2 corrupt, 3 space is lost and nothing worse,\n63 the format has nothing to check.",
+        run: check::run,
     },
     Command {
         name: "commit",
@@ -286,6 +296,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT | --image-opts] [-b BASE] [-d] [-p] [-q] FILE",
         options: COMMIT,
         notes: "",
+        run: commit::run,
     },
     Command {
         name: "compare",
@@ -293,6 +304,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT] [-F FMT] [-s] [-p] [-q] FILE1 FILE2",
         options: COMPARE,
         notes: "Exit codes: 0 equal, 1 not equal, 2 an image cannot be opened, 3 its allocation and 4 its data cannot be read.",
+        run: compare::run,
     },
     Command {
         name: "convert",
@@ -300,6 +312,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT] [-O FMT] [-o OPTIONS] [-c] [-l SNAPSHOT] [-B BACKING -F FMT] [-n] FILE... TARGET",
         options: CONVERT,
         notes: "Several sources are joined. When it is stopped (Ctrl-C), a target that it has made is removed.",
+        run: convert::run,
     },
     Command {
         name: "create",
@@ -307,6 +320,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT] [-o OPTIONS] [-b BACKING -F FMT] [-u] FILE [SIZE]",
         options: CREATE,
         notes: "An overlay is as large as its backing file where SIZE is not given.",
+        run: create::run,
     },
     Command {
         name: "dd",
@@ -314,6 +328,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT] [-O FMT] [bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=FILE of=FILE",
         options: DD,
         notes: "",
+        run: dd::run,
     },
     Command {
         name: "info",
@@ -321,6 +336,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT | --image-opts] [-b] [--output human|json] FILE",
         options: INFO,
         notes: "",
+        run: info::run,
     },
     Command {
         name: "map",
@@ -328,6 +344,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT | --image-opts] [-s OFFSET] [-l LENGTH] [--output human|json] FILE",
         options: MAP,
         notes: "",
+        run: map::run,
     },
     Command {
         name: "measure",
@@ -335,6 +352,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-O FMT] [-o OPTIONS] [--output human|json] (-s SIZE | [-f FMT] [-l SNAPSHOT] FILE)",
         options: MEASURE,
         notes: "",
+        run: measure::run,
     },
     Command {
         name: "rebase",
@@ -342,6 +360,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT] -b BACKING [-F FMT] [-u] [-c] [-p] FILE",
         options: REBASE,
         notes: "",
+        run: rebase::run,
     },
     Command {
         name: "resize",
@@ -349,6 +368,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT | --image-opts] [--shrink] [--preallocation MODE] FILE [+|-]SIZE",
         options: RESIZE,
         notes: "",
+        run: resize::run,
     },
     Command {
         name: "snapshot",
@@ -356,6 +376,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT | --image-opts] [-l | -c NAME | -a SNAPSHOT | -d SNAPSHOT] FILE",
         options: SNAPSHOT,
         notes: "",
+        run: snapshot::run,
     },
     Command {
         name: "tree",
@@ -363,6 +384,7 @@ pub const COMMANDS: &[Command] = &[
         usage: "[-f FMT | --image-opts] [--output human|json] FILE",
         options: TREE,
         notes: "",
+        run: tree::run,
     },
 ];
 

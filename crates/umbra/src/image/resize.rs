@@ -5,7 +5,7 @@ use umbra_block::{Error, Preallocation};
 use super::failure::{Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::Want;
-use super::{Tool, print, size};
+use super::{Tool, print, size, target};
 
 /// How the size is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,12 +27,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         Some(("-", digits)) => (Change::Shrink, digits),
         _ => (Change::Set, text),
     };
-    let given = size::parse(digits).map_err(|_| {
-        Failure::new(
-            "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means \
-             kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
-        )
-    })?;
+    let given = size::parse(digits).map_err(|_| target::wrong_size("size"))?;
     let want = Want::new(parsed, name)?;
     let dry_run = parsed.has("dry-run");
     let disk = tool.open(&if dry_run { want } else { want.writable() })?;

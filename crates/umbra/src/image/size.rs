@@ -1,5 +1,9 @@
 //! Sizes as `qemu-img` reads and writes them.
 
+use std::ops::RangeInclusive;
+
+use super::failure::{Failure, Outcome};
+
 /// Why a text is no size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SizeError {
@@ -57,6 +61,18 @@ pub fn parse_unit(text: &str, unit: u64) -> Result<u64, SizeError> {
         }
     };
     whole.checked_mul(scale).and_then(|bytes| bytes.checked_add(part)).ok_or(SizeError::Range)
+}
+
+/// Reads a number that has to be within bounds; `what` it is stands in the message.
+pub fn bounded(what: &str, text: &str, bounds: RangeInclusive<u64>) -> Outcome<u64> {
+    match parse(text) {
+        Ok(number) if bounds.contains(&number) => Ok(number),
+        Err(SizeError::Malformed) => Err(Failure::new(format!("Invalid {what} specified: '{text}'."))),
+        _ => {
+            let (min, max) = bounds.into_inner();
+            Err(Failure::new(format!("Invalid {what} specified. Must be between {min} and {max}.")))
+        }
+    }
 }
 
 fn split_fraction(text: &str) -> (Option<&str>, &str) {

@@ -99,7 +99,16 @@ pub fn given(driver: &dyn FormatDriver, texts: &[&str]) -> Outcome<Given> {
     Ok(given)
 }
 
-fn wrong_size(name: &str) -> Failure {
+impl Tool {
+    /// The format of a new image.
+    pub fn driver(&self, format: &str) -> Outcome<&Arc<dyn FormatDriver>> {
+        let driver = self.environment.registry.get(format);
+        driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))
+    }
+}
+
+/// What is said of a value that is no size.
+pub fn wrong_size(name: &str) -> Failure {
     Failure::new(format!(
         "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, \
          mega-, giga-, tera-, peta-\nand exabytes, respectively."
