@@ -1,11 +1,13 @@
 //! What the formats share.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use umbra_block::{Error, Extent, Mapping, Place, Result, StorageId};
+use umbra_block::{Error, Extent, Mapping, Place, Prepared, Result, Storage, StorageId, Token};
 
 /// Entries that one call of `map` looks at: 512 MiB of the smallest units.
-pub(crate) const ENTRIES_A_CALL: u64 = 8192;
+const ENTRIES_A_CALL: u64 = 8192;
 
 /// What an entry of a table says of its unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,13 +16,19 @@ pub(crate) enum Unit {
     Absent,
     /// Zeroes.
     Zero,
-    /// Data at an offset of the image file.
+    /// Data at an offset of the file.
     At(u64),
 }
 
+/// What a lock guards, whoever panicked with it.
+pub(crate) fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The run of one mapping from `offset` on, in units of `unit` bytes that `look` tells of. Units that follow each other
-/// in the file make one run. `absent` is what absent units are.
+/// in the file `id` make one run. `absent` is what absent units are.
 pub(crate) fn run(
+    id: StorageId,
     offset: u64,
     len: u64,
     unit: u64,
@@ -51,7 +59,7 @@ pub(crate) fn run(
         Unit::At(start) => {
             let place = start.checked_add(within);
             let place = place.ok_or_else(|| Error::corrupt("data lies behind the end of all files"))?;
-            Mapping::Data(Place::plain(StorageId(0), place))
+            Mapping::Data(Place::plain(id, place))
         }
     };
     Ok(Extent { mapping, len: have.min(len) })
@@ -65,10 +73,37 @@ pub(crate) fn absent_run(
     unit: u64,
     look: impl Fn(u64) -> Result<Unit>,
 ) -> Result<u64> {
-    match run(offset, len, unit, &Mapping::Zero(None), look)? {
+    match run(StorageId(0), offset, len, unit, &Mapping::Zero(None), look)? {
         Extent { mapping: Mapping::Zero(_), len } => Ok(len),
         _ => Ok(0),
     }
+}
+
+/// A place for data that needs no allocation.
+pub(crate) fn in_place(place: Place, len: u64) -> Prepared {
+    Prepared { len, place, before: 0, after: 0, token: None }
+}
+
+/// A place for `len` bytes, `within` bytes into a new unit at `start`, which was the end of the file.
+pub(crate) fn in_new_unit(
+    storage: &dyn Storage,
+    start: u64,
+    unit: u64,
+    within: u64,
+    len: u64,
+    token: Token,
+) -> Prepared {
+    // What lies behind the end of a file reads as zeroes, and so does a unit that is put there; a device has anything
+    // there.
+    let rest = unit - within - len;
+    let (before, after) = if storage.info().fixed_len { (within, rest) } else { (0, 0) };
+    Prepared { len, place: Place::plain(StorageId(0), start + within), before, after, token: Some(token) }
+}
+
+/// What a token of the format holds.
+pub(crate) fn pending<T: Any>(token: Token) -> Result<T> {
+    let pending = token.downcast::<T>().map_err(|_| Error::corrupt("a token of another format"))?;
+    Ok(*pending)
 }
 
 /// An identity by chance, RFC 9562 version 4.

@@ -4,9 +4,11 @@
 //! and writes the table only then. So a loss of power leaves entries that point to nothing only if the format lets it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use umbra_block::{Error, Result, Storage, StorageExt};
+
+use crate::common::hold;
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 4096;
@@ -44,14 +46,10 @@ impl Table {
         Self { storage, offset, len, pages: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The `N` bytes of entry `index`.
     pub(crate) fn entry<const N: usize>(&self, index: u64) -> Result<[u8; N]> {
         let at = self.place(index, N as u64)?;
-        let mut pages = self.lock();
+        let mut pages = hold(&self.pages);
         let page = self.page(&mut pages, at / PAGE)?;
         let mut bytes = [0; N];
         // An entry's size divides the page's, so it never crosses one.
@@ -63,7 +61,7 @@ impl Table {
     /// Changes entry `index`.
     pub(crate) fn set<const N: usize>(&self, index: u64, bytes: [u8; N]) -> Result<()> {
         let at = self.place(index, N as u64)?;
-        let mut pages = self.lock();
+        let mut pages = hold(&self.pages);
         let page = self.page(&mut pages, at / PAGE)?;
         let start = (at % PAGE) as usize;
         page.bytes[start..start + N].copy_from_slice(&bytes);
@@ -79,6 +77,12 @@ impl Table {
         at.ok_or_else(|| Error::corrupt(format!("entry {index} is behind the end of its table")))
     }
 
+    /// Where a page lies in the storage, and how much of it is the table's.
+    fn extent(&self, number: u64) -> (u64, usize) {
+        let start = number * PAGE;
+        (self.offset.saturating_add(start), PAGE.min(self.len.saturating_sub(start)) as usize)
+    }
+
     fn page<'a>(&self, pages: &'a mut Pages, number: u64) -> Result<&'a mut Page> {
         pages.clock += 1;
         let now = pages.clock;
@@ -86,10 +90,9 @@ impl Table {
             if pages.pages.len() >= PAGES_MAX {
                 pages.drop_old();
             }
-            let start = number * PAGE;
+            let (offset, len) = self.extent(number);
             let mut bytes = vec![0; PAGE as usize].into_boxed_slice();
-            let len = PAGE.min(self.len.saturating_sub(start)) as usize;
-            self.storage.read_at(self.offset.saturating_add(start), &mut bytes[..len])?;
+            self.storage.read_at(offset, &mut bytes[..len])?;
             pages.pages.insert(number, Page { bytes, changed: false, used: now });
         }
         let page = pages.pages.get_mut(&number);
@@ -100,35 +103,33 @@ impl Table {
 
     /// Whether so much is changed that it should be written before more is.
     pub(crate) fn is_full(&self) -> bool {
-        self.lock().changed >= CHANGED_MAX
+        hold(&self.pages).changed >= CHANGED_MAX
     }
 
     /// Whether anything is changed.
     pub(crate) fn is_changed(&self) -> bool {
-        self.lock().changed > 0
+        hold(&self.pages).changed > 0
     }
 
     /// The changed pages: offset in the storage, and bytes. They stay changed.
     pub(crate) fn changed(&self) -> Vec<(u64, Vec<u8>)> {
-        let pages = self.lock();
+        let pages = hold(&self.pages);
         let changed = pages.pages.iter().filter(|(_, page)| page.changed);
         changed
             .map(|(&number, page)| {
-                let start = number * PAGE;
-                let len = PAGE.min(self.len.saturating_sub(start)) as usize;
-                (self.offset.saturating_add(start), page.bytes[..len].to_vec())
+                let (offset, len) = self.extent(number);
+                (offset, page.bytes[..len].to_vec())
             })
             .collect()
     }
 
     /// Writes what is changed.
     pub(crate) fn write_back(&self) -> Result<()> {
-        let mut pages = self.lock();
+        let mut pages = hold(&self.pages);
         let Pages { pages: all, changed, .. } = &mut *pages;
         for (&number, page) in all.iter_mut().filter(|(_, page)| page.changed) {
-            let start = number * PAGE;
-            let len = PAGE.min(self.len.saturating_sub(start)) as usize;
-            self.storage.write_at(self.offset.saturating_add(start), &page.bytes[..len])?;
+            let (offset, len) = self.extent(number);
+            self.storage.write_at(offset, &page.bytes[..len])?;
             page.changed = false;
             *changed -= 1;
         }

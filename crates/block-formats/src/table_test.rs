@@ -3,6 +3,7 @@ use std::sync::Arc;
 use umbra_block::{MemoryStorage, Storage, StorageExt};
 
 use super::{PAGES_MAX, Table};
+use crate::common::hold;
 
 fn table(len: u64) -> (Arc<MemoryStorage>, Table) {
     let storage = Arc::new(MemoryStorage::new("table"));
@@ -41,7 +42,7 @@ fn pages_are_bounded_and_changes_are_kept() {
     for page in 0..pages {
         table.entry::<4>(page * 1024).unwrap();
     }
-    assert!(table.lock().pages.len() <= PAGES_MAX);
+    assert!(hold(&table.pages).pages.len() <= PAGES_MAX);
     assert_eq!(table.entry::<4>(0).unwrap(), [1, 0, 0, 0]);
     assert!(!table.is_full());
     for page in 0..PAGES_MAX as u64 / 2 {

@@ -7,15 +7,15 @@ mod check;
 mod driver;
 mod header;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use umbra_block::{
     BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Options,
-    Place, Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
+    Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
 };
 use zerocopy::IntoBytes;
 
-use crate::common::{Unit, absent_run, run, unsupported};
+use crate::common::{Unit, absent_run, hold, in_new_unit, in_place, pending, run, unsupported};
 use crate::table::Table;
 pub use driver::Vdi;
 use header::Header;
@@ -43,10 +43,6 @@ struct Image {
 struct Pending {
     block: u64,
     place: u32,
-}
-
-fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Image {
@@ -104,7 +100,7 @@ impl Format for Image {
     }
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
-        run(offset, len, self.unit(), &Mapping::Zero(None), |block| self.look(block))
+        run(StorageId(0), offset, len, self.unit(), &Mapping::Zero(None), |block| self.look(block))
     }
 
     fn write(&self) -> Option<&dyn FormatWrite> {
@@ -144,7 +140,7 @@ impl FormatWrite for Image {
             return Ok(None);
         }
         if let Extent { mapping: Mapping::Data(place), len } = self.map(offset, len)? {
-            return Ok(Some(Prepared { len, place, before: 0, after: 0, token: None }));
+            return Ok(Some(in_place(place, len)));
         }
         if how == Prepare::InPlace {
             return Ok(None);
@@ -161,21 +157,13 @@ impl FormatWrite for Image {
             })?;
             place
         };
-        // What lies behind the end of a file reads as zeroes, and so does a block that is put there; a device has
-        // anything there.
-        let rest = self.unit() - within - len;
-        let (before, after) = if self.storage().info().fixed_len { (within, rest) } else { (0, 0) };
-        Ok(Some(Prepared {
-            len,
-            place: Place::plain(StorageId(0), self.offset_of(place) + within),
-            before,
-            after,
-            token: Some(Box::new(Pending { block, place })),
-        }))
+        let token = Box::new(Pending { block, place });
+        let start = self.offset_of(place);
+        Ok(Some(in_new_unit(&**self.storage(), start, self.unit(), within, len, token)))
     }
 
     fn commit(&self, token: Token) -> Result<()> {
-        let pending = token.downcast::<Pending>().map_err(|_| Error::corrupt("a token of another format"))?;
+        let pending: Pending = pending(token)?;
         self.blocks.set(pending.block, pending.place.to_le_bytes())?;
         if self.blocks.is_full() { self.flush_all() } else { Ok(()) }
     }

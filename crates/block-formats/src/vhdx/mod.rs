@@ -12,14 +12,14 @@ mod parent;
 mod replayed;
 mod write;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use umbra_block::{
     BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Place, Repair,
     Result, Storage, StorageExt, StorageId, Task,
 };
 
-use crate::common::{Unit, run};
+use crate::common::{Unit, hold, run};
 use crate::table::Table;
 pub use driver::Vhdx;
 use layout::{MIB, Metadata, PAGE};
@@ -114,7 +114,7 @@ impl Image {
     }
 
     fn page_of_bits(&self, at: u64) -> Result<Arc<[u8]>> {
-        let mut kept = self.bits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = hold(&self.bits);
         if let Some((of, bits)) = &*kept
             && *of == at
         {
@@ -139,12 +139,12 @@ impl Format for Image {
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         let block = self.metadata.block;
         if self.backing.is_none() {
-            return run(offset, len, block, &Mapping::Zero(None), |block| self.look(block));
+            return run(StorageId(0), offset, len, block, &Mapping::Zero(None), |block| self.look(block));
         }
         let len = len.min(block - offset % block);
         match self.entry(offset / block)? & 7 {
             PARTIAL => self.map_partial(offset, len),
-            _ => run(offset, len, block, &Mapping::Backing, |block| self.look(block)),
+            _ => run(StorageId(0), offset, len, block, &Mapping::Backing, |block| self.look(block)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Writing: new blocks go to the file's end, their entries through the log.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use umbra_block::{
     BackingRef, Error, FormatWrite, Options, Place, Prepare, Prepared, Result, Storage, StorageExt,
@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 use super::layout::{Guid, HEADERS, Header, MIB};
 use super::log::{self, PAGES_MAX};
 use super::{Image, PRESENT};
-use crate::common::{Unit, absent_run, random_uuid, unsupported};
+use crate::common::{Unit, absent_run, hold, in_new_unit, in_place, pending, random_uuid, unsupported};
 
 /// What an image that is written has.
 #[derive(Debug)]
@@ -36,10 +36,6 @@ struct State {
 struct Pending {
     block: u64,
     start: u64,
-}
-
-fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -154,8 +150,7 @@ impl FormatWrite for Image {
         let within = offset % unit;
         let len = len.min(unit - within);
         if let Unit::At(start) = self.look(block)? {
-            let place = Place::plain(StorageId(0), start + within);
-            return Ok(Some(Prepared { len, place, before: 0, after: 0, token: None }));
+            return Ok(Some(in_place(Place::plain(StorageId(0), start + within), len)));
         }
         if how == Prepare::InPlace {
             return Ok(None);
@@ -167,21 +162,12 @@ impl FormatWrite for Image {
             *end = next.ok_or_else(|| Error::Refused("the image is as large as a file can be".into()))?;
             start
         };
-        // What lies behind the end of a file reads as zeroes, and so does a block that is put there; a device has
-        // anything there.
-        let rest = unit - within - len;
-        let (before, after) = if self.storage().info().fixed_len { (within, rest) } else { (0, 0) };
-        Ok(Some(Prepared {
-            len,
-            place: Place::plain(StorageId(0), start + within),
-            before,
-            after,
-            token: Some(Box::new(Pending { block, start })),
-        }))
+        let token = Box::new(Pending { block, start });
+        Ok(Some(in_new_unit(&**self.storage(), start, unit, within, len, token)))
     }
 
     fn commit(&self, token: Token) -> Result<()> {
-        let pending = token.downcast::<Pending>().map_err(|_| Error::corrupt("a token of another format"))?;
+        let pending: Pending = pending(token)?;
         self.table.set(self.index(pending.block), (pending.start | PRESENT).to_le_bytes())?;
         if self.table.is_full() { self.flush_all(self.session()?) } else { Ok(()) }
     }

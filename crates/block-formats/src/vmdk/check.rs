@@ -2,8 +2,8 @@
 
 use umbra_block::{CheckReport, Error, Finding, Repair, Result, Task};
 
-use super::sparse::Entry;
 use super::{Image, Part};
+use crate::common::Unit;
 
 impl Image {
     pub(super) fn check_all(&self, repair: Repair, task: &Task<'_>) -> Result<CheckReport> {
@@ -23,7 +23,7 @@ impl Image {
                     grain = sparse.grains.next_table(grain);
                     continue;
                 }
-                if let Entry::At(at) = sparse.look(grain)?
+                if let Unit::At(at) = sparse.look(grain)?
                     && at >= len
                 {
                     let offset = extent.start + grain * sparse.grain;

@@ -4,10 +4,11 @@
 //! written by [`Grains::write_back`] only, when what they point to is durable.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use umbra_block::{Error, Result, Storage, StorageExt};
 
+use crate::common::hold;
 use crate::table::Table;
 
 /// Grain tables of one extent that are kept.
@@ -77,10 +78,6 @@ impl Grains {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Where table `number` is.
     fn table(&self, directory: &Table, number: u64) -> Result<Option<u64>> {
         match self.form {
@@ -111,7 +108,7 @@ impl Grains {
     /// The entry of a grain; `None` where its table is not there.
     pub(super) fn get(&self, grain: u64) -> Result<Option<u64>> {
         let (number, index) = (grain / self.entries, grain % self.entries);
-        let mut cache = self.lock();
+        let mut cache = hold(&self.cache);
         let Some(kept) = self.kept(&mut cache, number)? else { return Ok(None) };
         let start = (index * self.entry) as usize;
         let bytes = &kept.bytes[start..start + self.entry as usize];
@@ -123,7 +120,7 @@ impl Grains {
     /// Changes the entry of a grain whose table is there.
     pub(super) fn set(&self, grain: u64, value: u32) -> Result<()> {
         let (number, index) = (grain / self.entries, grain % self.entries);
-        let mut cache = self.lock();
+        let mut cache = hold(&self.cache);
         let kept = self.kept(&mut cache, number)?;
         let kept = kept.ok_or_else(|| Error::corrupt(format!("grain table {number} is not there")))?;
         let start = (index * self.entry) as usize;
@@ -177,18 +174,18 @@ impl Grains {
 
     /// Whether so much is changed that it should be written.
     pub(super) fn is_full(&self) -> bool {
-        self.lock().tables.values().filter(|kept| kept.changed).count() >= TABLES_MAX / 2
+        hold(&self.cache).tables.values().filter(|kept| kept.changed).count() >= TABLES_MAX / 2
             || self.directory.is_full()
     }
 
     /// Whether anything is changed.
     pub(super) fn is_changed(&self) -> bool {
-        self.lock().tables.values().any(|kept| kept.changed) || self.directory.is_changed()
+        hold(&self.cache).tables.values().any(|kept| kept.changed) || self.directory.is_changed()
     }
 
     /// Writes the changed tables, and the directories when these are durable.
     pub(super) fn write_back(&self) -> Result<()> {
-        let mut cache = self.lock();
+        let mut cache = hold(&self.cache);
         for (&number, kept) in cache.tables.iter_mut().filter(|(_, kept)| kept.changed) {
             if let Some(second) = &self.second
                 && let Some(place) = self.table(second, number)?

@@ -21,10 +21,10 @@ use umbra_block::{
     InfoValue, Mapping, Place, Repair, Result, Storage, StorageId, Task,
 };
 
-use crate::common::ENTRIES_A_CALL;
+use crate::common::{Unit, run};
 use descriptor::{Descriptor, NO_PARENT};
 pub use driver::Vmdk;
-use sparse::{Entry, MARKER, Sparse};
+use sparse::{MARKER, Sparse};
 
 /// The unit in which requests to flat extents are kept apart.
 const FLAT_UNIT: u64 = 1 << 16;
@@ -89,11 +89,6 @@ impl Image {
         })
     }
 
-    /// What an absent grain is.
-    fn absent(&self) -> Mapping {
-        Mapping::Backing
-    }
-
     /// A run within an extent of grains; `offset` is the extent's.
     fn map_sparse(
         &self,
@@ -104,9 +99,8 @@ impl Image {
         len: u64,
     ) -> Result<Extent> {
         let (first, within) = (offset / sparse.grain, offset % sparse.grain);
-        let kind = sparse.look(first)?;
-        if let Entry::At(at) = kind
-            && sparse.compressed
+        if sparse.compressed
+            && let Unit::At(at) = sparse.look(first)?
         {
             let unit_start = extent.start + first * sparse.grain;
             let unit_len = sparse.grain.min(extent.start + extent.len - unit_start);
@@ -120,32 +114,7 @@ impl Image {
             };
             return Ok(Extent { mapping, len: len.min(sparse.grain - within) });
         }
-        let (mut have, mut next) = (sparse.grain - within, first + 1);
-        while have < len && next - first < ENTRIES_A_CALL {
-            let expected = match kind {
-                Entry::At(at) => (next - first)
-                    .checked_mul(sparse.grain)
-                    .and_then(|skip| at.checked_add(skip))
-                    .map(Entry::At),
-                other => Some(other),
-            };
-            if expected != Some(sparse.look(next)?) {
-                break;
-            }
-            have += sparse.grain;
-            next += 1;
-        }
-        let mapping = match kind {
-            Entry::Absent => self.absent(),
-            Entry::Zero => Mapping::Zero(None),
-            Entry::At(at) => {
-                let place = at
-                    .checked_add(within)
-                    .ok_or_else(|| Error::corrupt("a grain behind the end of all files"))?;
-                Mapping::Data(Place::plain(id, place))
-            }
-        };
-        Ok(Extent { mapping, len: have.min(len) })
+        run(id, offset, len, sparse.grain, &Mapping::Backing, |grain| sparse.look(grain))
     }
 
     fn extent_info(&self, extent: &DiskExtent) -> InfoValue {

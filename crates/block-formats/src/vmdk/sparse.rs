@@ -10,6 +10,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::grains::{Directory, Grains};
+use crate::common::Unit;
 
 pub(super) const SECTOR: u64 = 512;
 pub(super) const MAGIC: &[u8; 4] = b"KDMV";
@@ -89,15 +90,6 @@ struct SeHeader {
 }
 
 const _: () = assert!(size_of::<Header>() == 512);
-
-/// What an entry says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Entry {
-    Absent,
-    Zero,
-    /// At an offset of the file, as it is or compressed behind a marker.
-    At(u64),
-}
 
 /// An extent of grains.
 #[derive(Debug)]
@@ -291,23 +283,23 @@ impl Sparse {
         })
     }
 
-    /// What is at a grain.
-    pub(super) fn look(&self, grain: u64) -> Result<Entry> {
-        let Some(entry) = self.grains.get(grain)? else { return Ok(Entry::Absent) };
+    /// What is at a grain: data as it is, or compressed behind a marker.
+    pub(super) fn look(&self, grain: u64) -> Result<Unit> {
+        let Some(entry) = self.grains.get(grain)? else { return Ok(Unit::Absent) };
         let Some(base) = self.se_base else {
             return Ok(match entry {
-                0 => Entry::Absent,
-                ZEROED if self.zeroed => Entry::Zero,
-                sector => Entry::At(sector * SECTOR),
+                0 => Unit::Absent,
+                ZEROED if self.zeroed => Unit::Zero,
+                sector => Unit::At(sector * SECTOR),
             });
         };
         match entry >> 60 {
-            0 if entry == 0 => Ok(Entry::Absent),
-            1 | 2 => Ok(Entry::Zero),
+            0 if entry == 0 => Ok(Unit::Absent),
+            1 | 2 => Ok(Unit::Zero),
             3 => {
                 let number = (entry & 0x0fff_0000_0000_0000) >> 48 | (entry & 0xffff_ffff_ffff) << 12;
                 let place = number.checked_mul(self.grain).and_then(|skip| base.checked_add(skip));
-                place.map(Entry::At).ok_or_else(|| Error::corrupt("a grain behind the end of all files"))
+                place.map(Unit::At).ok_or_else(|| Error::corrupt("a grain behind the end of all files"))
             }
             _ => corrupt(format!("entry {entry:#x} of a grain table")),
         }

@@ -1,7 +1,7 @@
 //! Writing: new grains go to the end of their extent's file, and their entries are written when they are durable.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 
 use umbra_block::{
     BackingRef, Error, Extent, Format, FormatWrite, Mapping, Options, Place, Prepare, Prepared, Result,
@@ -9,9 +9,9 @@ use umbra_block::{
 };
 
 use super::descriptor::Descriptor;
-use super::sparse::{Entry, MARKER, SECTOR, Sparse};
+use super::sparse::{MARKER, SECTOR, Sparse};
 use super::{DiskExtent, Image, Part};
-use crate::common::{random_uuid, unsupported};
+use crate::common::{Unit, hold, in_place, pending, random_uuid, unsupported};
 
 /// Grains that one request gets in a row: 4 MiB of the usual ones.
 const GRAINS_AT_ONCE: u64 = 64;
@@ -28,16 +28,12 @@ struct Pending {
     compressed: Option<u64>,
 }
 
-fn hold(sparse: &Sparse) -> MutexGuard<'_, u64> {
-    sparse.end.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Image {
     pub(super) fn flush_all(&self) -> Result<()> {
-        let _order = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _order = hold(&self.flushing);
         for sparse in self.sparse().filter(|sparse| sparse.grains.is_changed()) {
             // Grains whose end was never written are whole all the same.
-            let end = *hold(sparse);
+            let end = *hold(&sparse.end);
             if !sparse.storage.info().fixed_len && sparse.storage.len()? < end {
                 sparse.storage.set_len(end)?;
             }
@@ -70,7 +66,7 @@ impl Image {
     /// Makes the table of a grain where it is not there. The guard, because two grains may want the same table, is that
     /// of the file's end.
     fn with_table(sparse: &Sparse, grain: u64) -> Result<MutexGuard<'_, u64>> {
-        let mut end = hold(sparse);
+        let mut end = hold(&sparse.end);
         if sparse.grains.get(grain)?.is_none() {
             sparse.grains.add_table(grain, *end)?;
             *end += sparse.grains.room();
@@ -110,7 +106,7 @@ impl Image {
         let in_table = sparse.grains.next_table(grain) - grain;
         let wanted = (within + len).div_ceil(sparse.grain).min(GRAINS_AT_ONCE).min(in_table);
         let mut count = 1;
-        while count < wanted && !matches!(sparse.look(grain + count)?, Entry::At(_)) {
+        while count < wanted && !matches!(sparse.look(grain + count)?, Unit::At(_)) {
             count += 1;
         }
         let room = count * sparse.grain;
@@ -152,7 +148,7 @@ impl FormatWrite for Image {
             return self.prepare_compressed(offset, len, packed);
         }
         if let Extent { mapping: Mapping::Data(place), len } = self.map(offset, len)? {
-            return Ok(Some(Prepared { len, place, before: 0, after: 0, token: None }));
+            return Ok(Some(in_place(place, len)));
         }
         if how == Prepare::InPlace {
             return Ok(None);
@@ -169,7 +165,7 @@ impl FormatWrite for Image {
     }
 
     fn commit(&self, token: Token) -> Result<()> {
-        let pending = token.downcast::<Pending>().map_err(|_| Error::corrupt("a token of another format"))?;
+        let pending: Pending = pending(token)?;
         let extent = self.extent(pending.offset)?;
         let Part::Sparse(_, sparse) = &extent.part else {
             return Err(Error::corrupt("a grain of a flat extent"));
@@ -199,8 +195,8 @@ impl FormatWrite for Image {
         while done < len {
             let grain = (inside + done) / sparse.grain;
             match sparse.look(grain)? {
-                Entry::Zero => {}
-                Entry::Absent if self.backing.is_none() => {}
+                Unit::Zero => {}
+                Unit::Absent if self.backing.is_none() => {}
                 _ if sparse.zeroed && sparse.writable => {
                     drop(Self::with_table(sparse, grain)?);
                     sparse.grains.set(grain, 1)?;

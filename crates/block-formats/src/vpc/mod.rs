@@ -8,7 +8,7 @@ mod driver;
 mod header;
 mod parent;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use umbra_block::{
     BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Options,
@@ -16,7 +16,7 @@ use umbra_block::{
 };
 use zerocopy::IntoBytes;
 
-use crate::common::{Unit, absent_run, run, unsupported};
+use crate::common::{Unit, absent_run, hold, in_new_unit, in_place, pending, run, unsupported};
 use crate::table::Table;
 pub use driver::Vpc;
 use header::{Dynamic, Footer, SECTOR};
@@ -56,10 +56,6 @@ struct Blocks {
 struct Pending {
     block: u64,
     start: u64,
-}
-
-fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Blocks {
@@ -183,7 +179,9 @@ impl Format for Image {
         match &self.blocks {
             None => Ok(Extent { mapping: Mapping::Data(Place::plain(StorageId(0), offset)), len }),
             Some(blocks) if self.backing.is_some() => self.map_differencing(blocks, offset, len),
-            Some(blocks) => run(offset, len, blocks.block, &Mapping::Zero(None), |block| blocks.look(block)),
+            Some(blocks) => {
+                run(StorageId(0), offset, len, blocks.block, &Mapping::Zero(None), |block| blocks.look(block))
+            }
         }
     }
 
@@ -229,27 +227,18 @@ impl FormatWrite for Image {
             return Ok(None);
         }
         if let Extent { mapping: Mapping::Data(place), len } = self.map(offset, len)? {
-            return Ok(Some(Prepared { len, place, before: 0, after: 0, token: None }));
+            return Ok(Some(in_place(place, len)));
         }
         let Some(blocks) = self.blocks.as_ref().filter(|_| how == Prepare::Allocate) else { return Ok(None) };
         let (block, within) = (offset / blocks.block, offset % blocks.block);
         let len = len.min(blocks.block - within);
         let start = self.allocate(blocks)?;
-        // What lies behind the end of a file reads as zeroes, and so does a block that is put there; a device has
-        // anything there.
-        let rest = blocks.block - within - len;
-        let (before, after) = if self.storage().info().fixed_len { (within, rest) } else { (0, 0) };
-        Ok(Some(Prepared {
-            len,
-            place: Place::plain(StorageId(0), start + blocks.bitmap + within),
-            before,
-            after,
-            token: Some(Box::new(Pending { block, start })),
-        }))
+        let token = Box::new(Pending { block, start });
+        Ok(Some(in_new_unit(&**self.storage(), start + blocks.bitmap, blocks.block, within, len, token)))
     }
 
     fn commit(&self, token: Token) -> Result<()> {
-        let pending = token.downcast::<Pending>().map_err(|_| Error::corrupt("a token of another format"))?;
+        let pending: Pending = pending(token)?;
         let Some(blocks) = &self.blocks else { return Err(Error::corrupt("a block of a fixed image")) };
         // Every sector of the block is there.
         self.storage().write_at(pending.start, &vec![0xff; blocks.bitmap as usize])?;
