@@ -61,6 +61,12 @@ impl CheckReport {
         self.corruptions == 0 && self.leaks == 0 && self.check_errors == 0
     }
 
+    /// Counts and keeps a contradiction that stays as it is.
+    pub fn corruption(&mut self, what: String) {
+        self.corruptions += 1;
+        self.note(Finding { corruption: true, fixed: false, loses_data: false, what });
+    }
+
     /// Keeps a finding as text where there is room. The caller counts.
     pub fn note(&mut self, finding: Finding) {
         if self.findings.len() < Self::MAX_FINDINGS {

@@ -139,6 +139,15 @@ impl Error {
         Self::Io { doing: doing.into(), name: name.into(), source }
     }
 
+    /// A file that is no image of the format that it was opened as.
+    pub fn not_this_format(
+        name: impl Into<String>,
+        format: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::NotThisFormat { name: name.into(), format: format.into(), reason: reason.into() }
+    }
+
     /// A corrupt image.
     pub fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt(what.into())

@@ -56,6 +56,14 @@ impl Options {
         })
     }
 
+    /// Takes out `preallocation`; off where it is not there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`].
+    pub fn take_preallocation(&mut self) -> Result<Preallocation> {
+        self.take("preallocation").map_or(Ok(Preallocation::Off), |text| Preallocation::parse(&text))
+    }
+
     /// Fails where something is left.
     ///
     /// # Errors
@@ -209,6 +217,24 @@ pub struct OptionSpec {
     pub amendable: bool,
 }
 
+impl OptionSpec {
+    /// One that `amend` cannot change.
+    pub const fn new(
+        name: &'static str,
+        kind: OptionKind,
+        help: &'static str,
+        default: Option<&'static str>,
+    ) -> Self {
+        Self { name, kind, help, default, amendable: false }
+    }
+
+    /// The same, and `amend` can change it.
+    #[must_use]
+    pub const fn amendable(self) -> Self {
+        Self { amendable: true, ..self }
+    }
+}
+
 /// What to create.
 #[derive(Debug, Clone, Default)]
 pub struct CreateOptions {
@@ -219,6 +245,19 @@ pub struct CreateOptions {
     /// The driver's options: those of `-o` without size, backing_file and backing_fmt. Secrets that they name are the
     /// environment's.
     pub options: Options,
+}
+
+impl CreateOptions {
+    /// Fails where a backing file is wanted: `format` has none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`].
+    pub fn refuse_backing(&self, format: &str) -> Result<()> {
+        match self.backing {
+            None => Ok(()),
+            Some(_) => Err(Error::option(format!("Backing file not supported for file format '{format}'"))),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ impl Raw {
             storages: [storage],
             offset: 0,
             fixed: false,
-            size: AtomicU64::new(size - size % 512 + if size.is_multiple_of(512) { 0 } else { 512 }),
+            size: AtomicU64::new(size.next_multiple_of(512)),
             read_only: info.read_only,
         })
     }
@@ -200,13 +200,13 @@ impl FormatDriver for RawDriver {
     }
 
     fn create_options(&self) -> &'static [OptionSpec] {
-        &[OptionSpec {
-            name: "preallocation",
-            kind: OptionKind::Text,
-            help: "Preallocation mode (allowed values: off, falloc, full)",
-            default: Some("off"),
-            amendable: false,
-        }]
+        const OPTIONS: &[OptionSpec] = &[OptionSpec::new(
+            "preallocation",
+            OptionKind::Text,
+            "Preallocation mode (allowed values: off, falloc, full)",
+            Some("off"),
+        )];
+        OPTIONS
     }
 
     fn create(
@@ -218,17 +218,12 @@ impl FormatDriver for RawDriver {
         task: &Task<'_>,
     ) -> Result<()> {
         let mut options = create.options.clone();
-        let preallocation = match options.take("preallocation").as_deref() {
-            None => Preallocation::Off,
-            Some("metadata") => {
-                return Err(Error::option("Unsupported preallocation mode 'metadata'"));
-            }
-            Some(text) => Preallocation::parse(text)?,
-        };
-        options.finish()?;
-        if create.backing.is_some() {
-            return Err(Error::option("Backing file not supported for file format 'raw'"));
+        let preallocation = options.take_preallocation()?;
+        if preallocation == Preallocation::Metadata {
+            return Err(Error::option("Unsupported preallocation mode 'metadata'"));
         }
+        options.finish()?;
+        create.refuse_backing("raw")?;
         storage.set_len(create.size)?;
         preallocate(&*storage, 0, create.size, preallocation, task)
     }

@@ -1,6 +1,6 @@
 //! The check of a VDI image: each place is used once, and lies where the header says blocks are.
 
-use umbra_block::{CheckReport, Error, Finding, Repair, Result, Task};
+use umbra_block::{CheckReport, Error, Repair, Result, Task};
 
 use super::{Image, UNALLOCATED, ZERO};
 use crate::common::Runs;
@@ -25,20 +25,15 @@ impl Image {
             }
             found += 1;
             if u64::from(place) >= limit {
-                note(&mut report, format!("block {block} is at place {place}, and there are {limit}"));
+                report.corruption(format!("block {block} is at place {place}, and there are {limit}"));
             } else if !used.add(place.into(), 1) {
-                note(&mut report, format!("block {block} is at place {place}, where another is too"));
+                report.corruption(format!("block {block} is at place {place}, where another is too"));
             }
         }
         if found != limit {
-            note(&mut report, format!("{found} blocks have a place, and the header says {limit}"));
+            report.corruption(format!("{found} blocks have a place, and the header says {limit}"));
         }
         task.at(blocks, blocks)?;
         Ok(report)
     }
-}
-
-fn note(report: &mut CheckReport, what: String) {
-    report.corruptions += 1;
-    report.note(Finding { corruption: true, fixed: false, loses_data: false, what });
 }

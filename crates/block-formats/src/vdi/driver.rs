@@ -17,13 +17,8 @@ use crate::table::Table;
 #[derive(Debug, Clone, Copy)]
 pub struct Vdi;
 
-const OPTIONS: &[OptionSpec] = &[OptionSpec {
-    name: "static",
-    kind: OptionKind::Bool,
-    help: "VDI static (pre-allocated) image",
-    default: Some("off"),
-    amendable: false,
-}];
+const OPTIONS: &[OptionSpec] =
+    &[OptionSpec::new("static", OptionKind::Bool, "VDI static (pre-allocated) image", Some("off"))];
 
 impl FormatDriver for Vdi {
     fn name(&self) -> &'static str {
@@ -39,8 +34,7 @@ impl FormatDriver for Vdi {
         request.options.finish()?;
         let mut bytes = [0; 512];
         request.storage.read_at(0, &mut bytes)?;
-        let wrong =
-            |reason: String| Error::NotThisFormat { name: request.name.into(), format: "vdi".into(), reason };
+        let wrong = |reason: String| Error::not_this_format(request.name, "vdi", reason);
         let (header, _) = Header::read_from_prefix(&bytes).map_err(|_| wrong("it is too short".into()))?;
         header.check().map_err(wrong)?;
         header.refuse_parent()?;
@@ -83,9 +77,7 @@ impl FormatDriver for Vdi {
         let mut left = options.options.clone();
         let fixed = left.take_bool("static")?.unwrap_or(false);
         left.finish()?;
-        if options.backing.is_some() {
-            return Err(Error::option("Backing file not supported for file format 'vdi'"));
-        }
+        options.refuse_backing("vdi")?;
         let header = Header::new(options.size, fixed, random_uuid()?)?;
         storage.write_at(0, header.as_bytes())?;
         let blocks = u64::from(header.blocks.get());

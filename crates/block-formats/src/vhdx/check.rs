@@ -1,6 +1,6 @@
 //! The check of a VHDX image: every block lies in the file, and no two at one place.
 
-use umbra_block::{CheckReport, Finding, Repair, Result, Task};
+use umbra_block::{CheckReport, Repair, Result, Task};
 
 use super::layout::MIB;
 use super::{Image, PARTIAL, PLACE, PRESENT};
@@ -29,8 +29,7 @@ impl Image {
             } else {
                 continue;
             };
-            report.corruptions += 1;
-            report.note(Finding { corruption: true, fixed: false, loses_data: false, what });
+            report.corruption(what);
         }
         task.at(blocks, blocks)?;
         Ok(report)

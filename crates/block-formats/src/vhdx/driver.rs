@@ -23,30 +23,21 @@ use crate::table::Table;
 #[derive(Debug, Clone, Copy)]
 pub struct Vhdx;
 
-const fn option(
-    name: &'static str,
-    kind: OptionKind,
-    help: &'static str,
-    default: Option<&'static str>,
-) -> OptionSpec {
-    OptionSpec { name, kind, help, default, amendable: false }
-}
-
 const OPTIONS: &[OptionSpec] = &[
-    option("log_size", OptionKind::Size, "Log size; min 1MB.", Some("1048576")),
-    option(
+    OptionSpec::new("log_size", OptionKind::Size, "Log size; min 1MB.", Some("1048576")),
+    OptionSpec::new(
         "block_size",
         OptionKind::Size,
         "Block Size; min 1MB, max 256MB. 0 means auto-calculate based on image size.",
         Some("0"),
     ),
-    option(
+    OptionSpec::new(
         "subformat",
         OptionKind::Text,
         "VHDX format type, can be either 'dynamic' or 'fixed'. Default is 'dynamic'.",
         None,
     ),
-    option(
+    OptionSpec::new(
         "block_state_zero",
         OptionKind::Bool,
         "Force use of payload blocks of type 'ZERO'. Non-standard, but default.  Do not set to 'off' when using 'qemu-img convert' with subformat=dynamic.",
@@ -121,9 +112,7 @@ impl FormatDriver for Vhdx {
         _environment: &Environment,
         task: &Task<'_>,
     ) -> Result<()> {
-        if options.backing.is_some() {
-            return Err(Error::option("Backing file not supported for file format 'vhdx'"));
-        }
+        options.refuse_backing("vhdx")?;
         let plan = plan(options)?;
         let log_offset = MIB;
         let region = log_offset + plan.log_len;

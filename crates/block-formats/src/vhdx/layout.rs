@@ -323,5 +323,5 @@ impl Metadata {
 
 /// An error for a file that is not of this format.
 pub(super) fn wrong(name: &str, reason: String) -> Error {
-    Error::NotThisFormat { name: name.to_owned(), format: "vhdx".into(), reason }
+    Error::not_this_format(name, "vhdx", reason)
 }

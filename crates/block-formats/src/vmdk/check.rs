@@ -1,6 +1,6 @@
 //! The check of a VMDK image: every grain lies in its file.
 
-use umbra_block::{CheckReport, Error, Finding, Repair, Result, Task};
+use umbra_block::{CheckReport, Error, Repair, Result, Task};
 
 use super::{Image, Part};
 use crate::common::Unit;
@@ -27,13 +27,10 @@ impl Image {
                     && at >= len
                 {
                     let offset = extent.start + grain * sparse.grain;
-                    report.corruptions += 1;
-                    report.note(Finding {
-                        corruption: true,
-                        fixed: false,
-                        loses_data: false,
-                        what: format!("the grain at {offset} lies behind the end of '{}'", extent.file),
-                    });
+                    report.corruption(format!(
+                        "the grain at {offset} lies behind the end of '{}'",
+                        extent.file
+                    ));
                 }
                 grain += 1;
             }

@@ -9,7 +9,7 @@ use umbra_block::{
 };
 use zerocopy::IntoBytes;
 
-use super::descriptor::{Descriptor, ExtentLine, Kind, New};
+use super::descriptor::{ExtentLine, Kind, New};
 use super::sparse::{
     ENTRIES, FLAG_COMPRESSED, FLAG_MARKERS, FLAG_NEWLINE, FLAG_SECOND, FLAG_ZEROED, GRAIN, Header, SECTOR,
 };
@@ -23,32 +23,23 @@ const PART_SECTORS: u64 = (2 << 30) / SECTOR;
 /// Sectors of the largest disk: 62 TiB, as VMware has it.
 const SECTORS_MAX: u64 = (62 << 40) / SECTOR;
 
-const fn option(
-    name: &'static str,
-    kind: OptionKind,
-    help: &'static str,
-    default: Option<&'static str>,
-) -> OptionSpec {
-    OptionSpec { name, kind, help, default, amendable: false }
-}
-
 pub(super) const OPTIONS: &[OptionSpec] = &[
-    option(
+    OptionSpec::new(
         "adapter_type",
         OptionKind::Text,
         "Virtual adapter type, can be one of ide (default), lsilogic, buslogic or legacyESX",
         None,
     ),
-    option("compat6", OptionKind::Bool, "VMDK version 6 image", Some("off")),
-    option("hwversion", OptionKind::Text, "VMDK hardware version", Some("undefined")),
-    option(
+    OptionSpec::new("compat6", OptionKind::Bool, "VMDK version 6 image", Some("off")),
+    OptionSpec::new("hwversion", OptionKind::Text, "VMDK hardware version", Some("undefined")),
+    OptionSpec::new(
         "subformat",
         OptionKind::Text,
         "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | twoGbMaxExtentSparse | twoGbMaxExtentFlat | streamOptimized} ",
         None,
     ),
-    option("toolsversion", OptionKind::Text, "VMware guest tools version", None),
-    option(
+    OptionSpec::new("toolsversion", OptionKind::Text, "VMware guest tools version", None),
+    OptionSpec::new(
         "zeroed_grain",
         OptionKind::Bool,
         "Enable efficient zero writes using the zeroed-grain GTE feature",
@@ -227,9 +218,4 @@ fn sparse_file(storage: &dyn Storage, plan: &Plan, sectors: u64, text: Option<&s
     let mut room = vec![0; (DESCRIPTOR_SECTORS * SECTOR) as usize];
     room[..text.len()].copy_from_slice(text.as_bytes());
     storage.write_at(DESCRIPTOR * SECTOR, &room)
-}
-
-/// Reads the identity that a text tells.
-pub(super) fn cid_of(text: &str) -> Result<u32> {
-    Descriptor::parse(text).map(|descriptor| descriptor.cid)
 }

@@ -7,9 +7,10 @@ use umbra_block::{
     Access, BackingRef, CreateOptions, Environment, Error, Format, FormatDriver, OpenRequest, OptionSpec,
     Referenced, Result, Storage, StorageExt, StorageId, Task, resolve,
 };
+use zerocopy::FromBytes;
 
 use super::descriptor::{Descriptor, ExtentLine, Kind, LEN_MAX};
-use super::sparse::{MAGIC, SECTOR, Sparse};
+use super::sparse::{Header, MAGIC, SECTOR, Sparse};
 use super::{DiskExtent, Image, Part, create};
 
 /// The format `vmdk`.
@@ -49,8 +50,8 @@ impl FormatDriver for Vmdk {
         } else if is_text(&head) {
             open_text(request)
         } else {
-            let reason = "it has neither a sparse header nor a descriptor".to_owned();
-            Err(Error::NotThisFormat { name: request.name.into(), format: "vmdk".into(), reason })
+            let reason = "it has neither a sparse header nor a descriptor";
+            Err(Error::not_this_format(request.name, "vmdk", reason))
         }
     }
 
@@ -208,15 +209,13 @@ pub(super) fn identity(storage: &dyn Storage) -> Result<u32> {
     let head = storage.read_vec(0, 2048)?;
     let (offset, len) = match head.starts_with(MAGIC) {
         true => {
-            let place = |at: usize| {
-                let mut word = [0; 8];
-                word.copy_from_slice(&head[at..at + 8]);
-                u64::from_le_bytes(word).saturating_mul(SECTOR)
-            };
-            (place(28), place(36))
+            let (header, _) = Header::read_from_prefix(&head)
+                .map_err(|_| Error::option("Invalid backing file: its header is cut"))?;
+            let bytes = |sectors: u64| sectors.saturating_mul(SECTOR);
+            (bytes(header.descriptor_offset.get()), bytes(header.descriptor_size.get()))
         }
         false if is_text(&head) => (0, storage.len()?),
         false => return Err(Error::option("Invalid backing file: it is no VMDK image")),
     };
-    create::cid_of(&read_text(storage, offset, len)?.0)
+    Descriptor::parse(&read_text(storage, offset, len)?.0).map(|descriptor| descriptor.cid)
 }

@@ -17,20 +17,18 @@ use crate::common::random_uuid;
 pub struct Vpc;
 
 const OPTIONS: &[OptionSpec] = &[
-    OptionSpec {
-        name: "subformat",
-        kind: OptionKind::Text,
-        help: "Type of virtual hard disk format. Supported formats are {dynamic (default) | fixed} ",
-        default: None,
-        amendable: false,
-    },
-    OptionSpec {
-        name: "force_size",
-        kind: OptionKind::Bool,
-        help: "Force disk size calculation to use the actual size specified, rather than using the nearest CHS-based calculation",
-        default: None,
-        amendable: false,
-    },
+    OptionSpec::new(
+        "subformat",
+        OptionKind::Text,
+        "Type of virtual hard disk format. Supported formats are {dynamic (default) | fixed} ",
+        None,
+    ),
+    OptionSpec::new(
+        "force_size",
+        OptionKind::Bool,
+        "Force disk size calculation to use the actual size specified, rather than using the nearest CHS-based calculation",
+        None,
+    ),
 ];
 
 fn read_footer(storage: &dyn Storage, offset: u64) -> Result<Footer> {
@@ -52,8 +50,7 @@ impl FormatDriver for Vpc {
     fn open(&self, request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
         request.options.finish()?;
         let storage = request.storage;
-        let wrong =
-            |reason: String| Error::NotThisFormat { name: request.name.into(), format: "vpc".into(), reason };
+        let wrong = |reason: String| Error::not_this_format(request.name, "vpc", reason);
         let len = storage.len()?;
         let mut footer = read_footer(&*storage, 0)?;
         if footer.check().is_err() {
@@ -115,9 +112,7 @@ impl FormatDriver for Vpc {
             Some(other) => return Err(Error::option(format!("Invalid parameter '{other}' for subformat"))),
         };
         left.finish()?;
-        if options.backing.is_some() {
-            return Err(Error::option("Backing file not supported for file format 'vpc'"));
-        }
+        options.refuse_backing("vpc")?;
         let footer = Footer::new(options.size, exact, kind, random_uuid()?)?;
         let size = footer.current_size.get();
         if kind == FIXED {

@@ -133,9 +133,6 @@ pub(crate) fn probe<'a>(
 ) -> Result<&'a Arc<dyn crate::FormatDriver>> {
     let head = storage.read_vec(0, Registry::PROBE_BYTES)?;
     let len = storage.len()?;
-    environment.registry.probe(&head, len, name).ok_or_else(|| Error::NotThisFormat {
-        name: name.to_owned(),
-        format: "known".to_owned(),
-        reason: "no format recognizes its content".to_owned(),
-    })
+    let found = environment.registry.probe(&head, len, name);
+    found.ok_or_else(|| Error::not_this_format(name, "known", "no format recognizes its content"))
 }

@@ -160,28 +160,34 @@ impl FormatWrite for Luks {
 #[derive(Debug, Clone, Copy)]
 pub struct LuksDriver;
 
-const fn option(name: &'static str, kind: OptionKind, help: &'static str, amendable: bool) -> OptionSpec {
-    OptionSpec { name, kind, help, default: None, amendable }
-}
-
 const OPTIONS: [OptionSpec; 12] = [
-    option("cipher-alg", OptionKind::Text, "Name of encryption cipher algorithm", false),
-    option("cipher-mode", OptionKind::Text, "Name of encryption cipher mode", false),
-    option("hash-alg", OptionKind::Text, "Name of encryption hash algorithm", false),
-    option("iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds", true),
-    option("ivgen-alg", OptionKind::Text, "Name of IV generator algorithm", false),
-    option("ivgen-hash-alg", OptionKind::Text, "Name of IV generator hash algorithm", false),
-    option("key-secret", OptionKind::Text, "ID of the secret that provides the passphrase", false),
-    option("keyslot", OptionKind::Number, "Select a single keyslot to modify explicitly", true),
-    option("new-secret", OptionKind::Text, "New secret to set in the matching keyslots", true),
-    option("old-secret", OptionKind::Text, "Select all keyslots that match this password", true),
-    option(
+    OptionSpec::new("cipher-alg", OptionKind::Text, "Name of encryption cipher algorithm", None),
+    OptionSpec::new("cipher-mode", OptionKind::Text, "Name of encryption cipher mode", None),
+    OptionSpec::new("hash-alg", OptionKind::Text, "Name of encryption hash algorithm", None),
+    OptionSpec::new("iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds", None)
+        .amendable(),
+    OptionSpec::new("ivgen-alg", OptionKind::Text, "Name of IV generator algorithm", None),
+    OptionSpec::new("ivgen-hash-alg", OptionKind::Text, "Name of IV generator hash algorithm", None),
+    OptionSpec::new("key-secret", OptionKind::Text, "ID of the secret that provides the passphrase", None),
+    OptionSpec::new("keyslot", OptionKind::Number, "Select a single keyslot to modify explicitly", None)
+        .amendable(),
+    OptionSpec::new("new-secret", OptionKind::Text, "New secret to set in the matching keyslots", None)
+        .amendable(),
+    OptionSpec::new("old-secret", OptionKind::Text, "Select all keyslots that match this password", None)
+        .amendable(),
+    OptionSpec::new(
         "preallocation",
         OptionKind::Text,
         "Preallocation mode (allowed values: off, falloc, full)",
-        false,
+        None,
     ),
-    option("state", OptionKind::Text, "Select new state of affected keyslots (active/inactive)", true),
+    OptionSpec::new(
+        "state",
+        OptionKind::Text,
+        "Select new state of affected keyslots (active/inactive)",
+        None,
+    )
+    .amendable(),
 ];
 
 impl FormatDriver for LuksDriver {
@@ -210,12 +216,8 @@ impl FormatDriver for LuksDriver {
         task: &Task<'_>,
     ) -> Result<()> {
         let mut options = create.options.clone();
-        let preallocation = options.take("preallocation");
-        let preallocation =
-            preallocation.map_or(Ok(Preallocation::Off), |text| Preallocation::parse(&text))?;
-        if create.backing.is_some() {
-            return Err(Error::option("Backing file not supported for file format 'luks'"));
-        }
+        let preallocation = options.take_preallocation()?;
+        create.refuse_backing("luks")?;
         let header = format_header(options, &environment.secrets)?;
         let size = create.size.next_multiple_of(SECTOR);
         let payload = header.len() as u64;

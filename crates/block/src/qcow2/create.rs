@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Qcow2;
 use super::header::{
-    BITMAPS_VALID, COMPRESSION, Crypt, DATA_FILE, DATA_FILE_RAW, EXTENDED_L2, Header, LAZY_REFCOUNTS, MAGIC,
+    COMPRESSION, Crypt, DATA_FILE, DATA_FILE_RAW, EXTENDED_L2, Header, LAZY_REFCOUNTS, MAGIC,
 };
 use super::meta::Meta;
 use crate::{
@@ -19,86 +19,86 @@ const DEFAULT_REFCOUNT_BITS: u64 = 16;
 #[derive(Debug, Clone, Copy)]
 pub struct Qcow2Driver;
 
-const fn option(
-    name: &'static str,
-    kind: OptionKind,
-    help: &'static str,
-    default: Option<&'static str>,
-    amendable: bool,
-) -> OptionSpec {
-    OptionSpec { name, kind, help, default, amendable }
-}
-
 const OPTIONS: [OptionSpec; 22] = [
-    option("cluster_size", OptionKind::Size, "qcow2 cluster size", Some("65536"), false),
-    option("compat", OptionKind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])", Some("v3"), true),
-    option(
+    OptionSpec::new("cluster_size", OptionKind::Size, "qcow2 cluster size", Some("65536")),
+    OptionSpec::new("compat", OptionKind::Text, "Compatibility level (v2 [0.10] or v3 [1.1])", Some("v3"))
+        .amendable(),
+    OptionSpec::new(
         "compression_type",
         OptionKind::Text,
         "Compression method used for image cluster compression",
         Some("zlib"),
-        false,
     ),
-    option("data_file", OptionKind::Text, "File name of an external data file", None, true),
-    option(
+    OptionSpec::new("data_file", OptionKind::Text, "File name of an external data file", None).amendable(),
+    OptionSpec::new(
         "data_file_raw",
         OptionKind::Bool,
         "The external data file must stay valid as a raw image",
         None,
-        true,
-    ),
-    option("encrypt.cipher-alg", OptionKind::Text, "Name of encryption cipher algorithm", None, false),
-    option("encrypt.cipher-mode", OptionKind::Text, "Name of encryption cipher mode", None, false),
-    option("encrypt.format", OptionKind::Text, "Encrypt the image, format choices: 'luks'", None, false),
-    option("encrypt.hash-alg", OptionKind::Text, "Name of encryption hash algorithm", None, false),
-    option("encrypt.iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds", None, true),
-    option("encrypt.ivgen-alg", OptionKind::Text, "Name of IV generator algorithm", None, false),
-    option("encrypt.ivgen-hash-alg", OptionKind::Text, "Name of IV generator hash algorithm", None, false),
-    option(
+    )
+    .amendable(),
+    OptionSpec::new("encrypt.cipher-alg", OptionKind::Text, "Name of encryption cipher algorithm", None),
+    OptionSpec::new("encrypt.cipher-mode", OptionKind::Text, "Name of encryption cipher mode", None),
+    OptionSpec::new("encrypt.format", OptionKind::Text, "Encrypt the image, format choices: 'luks'", None),
+    OptionSpec::new("encrypt.hash-alg", OptionKind::Text, "Name of encryption hash algorithm", None),
+    OptionSpec::new("encrypt.iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds", None)
+        .amendable(),
+    OptionSpec::new("encrypt.ivgen-alg", OptionKind::Text, "Name of IV generator algorithm", None),
+    OptionSpec::new("encrypt.ivgen-hash-alg", OptionKind::Text, "Name of IV generator hash algorithm", None),
+    OptionSpec::new(
         "encrypt.key-secret",
         OptionKind::Text,
         "ID of the secret providing the LUKS passphrase",
         None,
-        false,
     ),
-    option("encrypt.keyslot", OptionKind::Number, "Select a single keyslot to modify explicitly", None, true),
-    option(
+    OptionSpec::new(
+        "encrypt.keyslot",
+        OptionKind::Number,
+        "Select a single keyslot to modify explicitly",
+        None,
+    )
+    .amendable(),
+    OptionSpec::new(
         "encrypt.new-secret",
         OptionKind::Text,
         "New secret to set in the matching keyslots. Empty string to erase",
         None,
-        true,
-    ),
-    option(
+    )
+    .amendable(),
+    OptionSpec::new(
         "encrypt.old-secret",
         OptionKind::Text,
         "Select all keyslots that match this password",
         None,
-        true,
-    ),
-    option(
+    )
+    .amendable(),
+    OptionSpec::new(
         "encrypt.state",
         OptionKind::Text,
         "Select new state of affected keyslots (active/inactive)",
         None,
-        true,
-    ),
-    option("extended_l2", OptionKind::Bool, "Extended L2 tables", Some("off"), false),
-    option("lazy_refcounts", OptionKind::Bool, "Postpone refcount updates", Some("off"), true),
-    option(
+    )
+    .amendable(),
+    OptionSpec::new("extended_l2", OptionKind::Bool, "Extended L2 tables", Some("off")),
+    OptionSpec::new("lazy_refcounts", OptionKind::Bool, "Postpone refcount updates", Some("off")).amendable(),
+    OptionSpec::new(
         "preallocation",
         OptionKind::Text,
         "Preallocation mode (allowed values: off, metadata, falloc, full)",
         Some("off"),
-        false,
     ),
-    option("refcount_bits", OptionKind::Number, "Width of a reference count entry in bits", Some("16"), true),
-    option(
+    OptionSpec::new(
+        "refcount_bits",
+        OptionKind::Number,
+        "Width of a reference count entry in bits",
+        Some("16"),
+    )
+    .amendable(),
+    OptionSpec::new(
         "encryption",
         OptionKind::Bool,
         "Encrypt the image with the legacy scheme (only read here)",
         None,
-        false,
     ),
 ];
 
@@ -147,7 +147,6 @@ impl Plan {
                 return Err(Error::option(format!("Invalid parameter '{other}' for compression_type")));
             }
         };
-        let preallocation = options.take("preallocation");
         let plan = Self {
             version,
             cluster_bits: cluster.trailing_zeros(),
@@ -157,8 +156,7 @@ impl Plan {
             codec,
             data_file: options.take("data_file"),
             data_file_raw: options.take_bool("data_file_raw")?.unwrap_or(false),
-            preallocation: preallocation
-                .map_or(Ok(Preallocation::Off), |text| Preallocation::parse(&text))?,
+            preallocation: options.take_preallocation()?,
             encrypt: take_encryption(&mut options)?,
         };
         options.finish()?;
@@ -214,7 +212,7 @@ impl Plan {
         Header {
             version: self.version,
             cluster_bits: self.cluster_bits,
-            size: create.size,
+            size: create.size.next_multiple_of(512),
             crypt: if self.encrypt.is_some() { Crypt::Luks } else { Crypt::None },
             l1_len: 0,
             l1_offset: 0,
@@ -226,7 +224,7 @@ impl Plan {
                 | flag(self.codec != Codec::Deflate, COMPRESSION)
                 | flag(self.extended, EXTENDED_L2),
             compatible: flag(self.lazy, LAZY_REFCOUNTS),
-            autoclear: flag(self.data_file_raw, DATA_FILE_RAW) & !BITMAPS_VALID,
+            autoclear: flag(self.data_file_raw, DATA_FILE_RAW),
             refcount_order: self.refcount_order,
             codec: self.codec,
             backing_name: create.backing.as_ref().map(|backing| backing.name.clone()),
@@ -283,9 +281,8 @@ fn create(
     if create.size > i64::MAX as u64 - (1 << plan.cluster_bits) {
         return Err(Error::TooLarge { what: "disk size".into(), value: create.size, limit: i64::MAX as u64 });
     }
-    let size = create.size.next_multiple_of(512);
-    let mut header = plan.header(create);
-    header.size = size;
+    let header = plan.header(create);
+    let size = header.size;
     let data = match &plan.data_file {
         Some(file) => Some(environment.opener.create(&FileSpec::file(file))?),
         None => None,

@@ -126,15 +126,10 @@ pub(super) struct Header {
 impl Header {
     /// Reads and judges a header.
     pub(super) fn read(storage: &dyn Storage, name: &str) -> Result<Self> {
-        let not = |reason: &str| Error::NotThisFormat {
-            name: name.to_owned(),
-            format: "qcow2".to_owned(),
-            reason: reason.to_owned(),
-        };
         let mut raw = Raw::new_zeroed();
         storage.read_at(0, raw.as_mut_bytes())?;
         if raw.magic.get() != MAGIC {
-            return Err(not("it does not begin with the magic number"));
+            return Err(Error::not_this_format(name, "qcow2", "it does not begin with the magic number"));
         }
         let version = raw.version.get();
         if !matches!(version, 2 | 3) {
