@@ -15,7 +15,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     if let (true, Some(format)) =
         (texts.iter().any(|text| keyval::asks_for_help(text)), parsed.last("format"))
     {
-        let driver = tool.environment.registry.get(format)?;
+        let driver = tool.driver(format)?;
         if !driver.create_options().iter().any(|option| option.amendable) {
             return Err(no_amendment(format));
         }
@@ -68,8 +68,7 @@ fn check_names(driver: &dyn FormatDriver, options: &Options) -> Outcome<()> {
 /// Changes what is named: the name of the backing file, the format's own options, the size.
 fn change(disk: &Disk, mut options: Options, task: &Task<'_>) -> Outcome<()> {
     let new_size = options.take("size").map(|text| size::parse(&text)).transpose();
-    let new_size =
-        new_size.map_err(|_| Failure::new("Parameter 'size' expects a non-negative number below 2^64"))?;
+    let new_size = new_size.map_err(|_| target::wrong_size("size"))?;
     let (backing, backing_format) = (options.take("backing_file"), options.take("backing_fmt"));
     let read_only = || Error::ReadOnly("amend".into());
     if backing.is_some() || backing_format.is_some() {
