@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use umbra_block::{Access, BackingSpec, Disk, Node, NodeSpec, Preallocation, resolve};
+use umbra_block::{Access, BackingSpec, Disk, Error, Node, NodeSpec, Preallocation, resolve};
 
 use super::copy::{self, Copy, Source};
 use super::failure::{Doing, Failure, Outcome};
@@ -15,6 +15,7 @@ use super::{Tool, print};
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let rate = copy::rate(parsed)?;
+    let drop = parsed.has("drop") || parsed.has("base");
     let name = tool.one_name(parsed)?;
     let want = Want::new(parsed, name)?;
     // To find the base the chain is only read.
@@ -45,7 +46,11 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             salvage: None,
         };
         copy.run(task)?;
-        Ok(base.flush()?)
+        base.flush()?;
+        match drop {
+            true => Ok(()),
+            false => empty(&top),
+        }
     })?;
     top.close()?;
     base.close()?;
@@ -53,6 +58,14 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         print("Image committed.\n");
     }
     Ok(0)
+}
+
+/// The base has everything now. An overlay of a format that cannot be emptied stays as it is.
+fn empty(top: &Disk) -> Outcome<()> {
+    match top.make_empty() {
+        Err(Error::Unsupported(_)) => Ok(()),
+        done => done.doing(|| "the base has everything, but the image could not be emptied".to_owned()),
+    }
 }
 
 /// How far below the top the base is, and what it is called.
