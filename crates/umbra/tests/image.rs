@@ -246,6 +246,14 @@ fn commit_and_rebase_keep_the_content() {
     assert_eq!(same.code, 0, "{same:?}");
 }
 
+/// Bytes of data that the image at the top of a chain has itself.
+fn own_data(tool: &Tool, name: &str) -> u64 {
+    let map = tool.succeed(&["map", "--output=json", name]);
+    let list: serde_json::Value = serde_json::from_str(&map).expect(&map);
+    let own = |entry: &&serde_json::Value| entry["depth"] == 0 && entry["data"] == true;
+    list.as_array().expect("an array").iter().filter(own).filter_map(|entry| entry["length"].as_u64()).sum()
+}
+
 #[test]
 fn a_commit_takes_what_lies_between() {
     let Some(pair) = Pair::new() else { return };
@@ -266,6 +274,14 @@ fn a_commit_takes_what_lies_between() {
             tool.succeed(&["compare", "-f", "raw", "before", name]);
             tool.succeed(&["check", name]);
         }
+        // What was committed into the image right below is there only.
+        assert_eq!(own_data(tool, "top"), 131_072);
+        tool.succeed(&["commit", "-q", "-d", "top"]);
+        assert_eq!(own_data(tool, "top"), 131_072);
+        tool.succeed(&["commit", "-q", "top"]);
+        assert_eq!(own_data(tool, "top"), 0);
+        tool.succeed(&["compare", "-f", "raw", "before", "top"]);
+        tool.succeed(&["check", "top"]);
     }
     let same = pair.theirs.run(&["compare", &pair.theirs.path("base"), &pair.ours.path("base")]);
     assert_eq!(same.code, 0, "{same:?}");
@@ -300,6 +316,63 @@ fn an_interrupted_copy_leaves_nothing() {
         assert!(left.is_empty(), "{left:?}");
         assert!(std::fs::read(ours.path("source")).unwrap() == source);
     }
+}
+
+/// A child that copies slowly, once it has begun and then been interrupted: its exit code and what it said.
+fn interrupt(tool: &Tool, words: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(&tool.program);
+    command.args(["convert", "-f", "raw", "-r", "1M", "-O"]).args(words).current_dir(&tool.folder);
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn an_interruption_says_what_it_leaves() {
+    let ours = Tool::ours();
+    ours.write("source", &pattern(8 << 20));
+    // A target that was not made by the copy stays, and is told to be incomplete.
+    ours.succeed(&["create", "-q", "-f", "qcow2", "target", "8M"]);
+    let said = interrupt(&ours, &["qcow2", "-n", "source", "target"]);
+    assert_eq!(said, (Some(130), "qemu-img: interrupted; 'target' is not complete\n".to_owned()));
+    ours.succeed(&["check", "target"]);
+    // One that a link leads to is removed as the file that it is.
+    std::fs::create_dir(ours.path("folder")).unwrap();
+    std::os::unix::fs::symlink("folder/real", ours.path("link")).unwrap();
+    let said = interrupt(&ours, &["qcow2", "source", "link"]);
+    assert_eq!(said, (Some(130), "qemu-img: interrupted; nothing is lost\n".to_owned()));
+    assert_eq!(std::fs::read_dir(ours.path("folder")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_image_outlives_a_mistake_in_its_successor_s_options() {
+    let ours = Tool::ours();
+    ours.write("source", &pattern(1 << 20));
+    ours.write("old", b"an image that somebody needs");
+    for words in [
+        "create -f qcow2 -o cluster_size=3 old 1M",
+        "create -f luks -o key-secret=none old 1M",
+        "create -f raw -o preallocation=metadata old 1M",
+        "create -f vdi -o static=perhaps old 1M",
+        "create -f vhdx old 100T",
+        "create -f vpc old 100T",
+        "create -f vmdk -o subformat=none old 1M",
+        "convert -f raw -O vmdk -o subformat=none source old",
+        "convert -f raw -O qcow2 -B nowhere -F qcow2 source old",
+        "dd -f raw -O nothing if=source of=old",
+        "convert -f raw -O qcow2 -o size=1k source old",
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        let done = ours.run(&words);
+        assert_eq!(done.code, 1, "{words:?}: {done:?}");
+        assert!(std::fs::read(ours.path("old")).unwrap() == b"an image that somebody needs", "{words:?}");
+    }
+    // What is right takes its place, with nothing left of it.
+    ours.succeed(&["create", "-q", "-f", "raw", "old", "1M"]);
+    assert!(std::fs::read(ours.path("old")).unwrap() == vec![0; 1 << 20]);
 }
 
 #[test]

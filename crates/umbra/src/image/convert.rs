@@ -1,12 +1,13 @@
 //! `convert`: copy an image, to another format perhaps.
 
-use umbra_block::{BackingRef, Disk, Error, Node, NodeSpec, Preallocation, SnapshotTarget};
+use umbra_block::{BackingRef, Disk, Error, Node, NodeSpec, Preallocation, SnapshotTarget, resolve};
 
 use super::copy::{self, Copy, Source, is_stream, is_zero_when_new};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::{Cache, Want};
-use super::target::{self, Partial, Target};
+use super::partial::Partial;
+use super::target::{self, Target};
 use super::{Tool, bitmap, keyval, print, size};
 
 /// Zeroes in runs of this and more are not written as data, where nobody says otherwise.
@@ -42,7 +43,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     if parsed.has("dry-run") {
         return dry_run(tool, parsed, &plan, total);
     }
-    tool.progress(parsed).run(|task| -> Outcome<()> {
+    let copied = tool.progress(parsed).run(|task| -> Outcome<()> {
         let (disk, partial) = open_target(tool, parsed, &plan, total, task)?;
         let quiet = parsed.has("quiet");
         let say = |message: &str| {
@@ -72,8 +73,11 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         disk.close()?;
         partial.into_iter().for_each(Partial::keep);
         Ok(())
-    })?;
-    Ok(0)
+    });
+    copied.map(|()| 0).map_err(|failure| match failure.interrupted && !plan.create {
+        true => Failure { message: format!("interrupted; '{}' is not complete", plan.target), ..failure },
+        false => failure,
+    })
 }
 
 fn plan<'a>(parsed: &'a Parsed, format: &'a str) -> Outcome<Plan<'a>> {
@@ -253,6 +257,13 @@ fn open_target(
         return Ok((disk, None));
     }
     let target = planned_target(tool, parsed, plan, total)?;
+    if let Some(backing) = &target.backing {
+        // What is there already is not given up for an image that nobody could open.
+        let path = resolve(plan.target, &backing.name);
+        let below = Want { metadata_only: true, ..Want::plain(&path, backing.format.as_deref()) };
+        tool.open_spec(&tool.spec(&below)?, below.cache)
+            .doing(|| format!("Could not open '{}': Could not open backing file", plan.target))?;
+    }
     let partial = target
         .make(tool, plan.cache, task)
         .doing(|| format!("{}: error while converting {}", plan.target, plan.format))?;

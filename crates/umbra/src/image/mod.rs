@@ -21,6 +21,7 @@ mod map;
 mod measure;
 mod open;
 mod options;
+mod partial;
 mod progress;
 mod rebase;
 mod resize;

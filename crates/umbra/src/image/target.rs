@@ -1,15 +1,15 @@
-//! Making images: their options, the line that says what is made, and the files that are left when it fails.
+//! Making images: their options, and the line that says what is made.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use umbra_block::{
-    BackingRef, CreateOptions, Environment, Error, FileSpec, FileStorageSpec, FormatDriver, Opener,
-    OptionKind, Options, Preallocation, Result as BlockResult, Storage, Task,
+    BackingRef, CreateOptions, Environment, Error, FormatDriver, OptionKind, Options, Preallocation,
+    Result as BlockResult, Task,
 };
 
 use super::failure::{Failure, Outcome, told};
 use super::open::{Cache, file_spec};
+use super::partial::Partial;
 use super::{Tool, keyval, size};
 
 /// Formats whose images can have a backing file.
@@ -163,8 +163,7 @@ impl Target {
         let secret = if self.driver.name() == "qcow2" { "encrypt.key-secret" } else { "key-secret" };
         let partial = Partial::default();
         let mut environment = tool.environment_for(cache);
-        environment.opener =
-            Arc::new(Recording { files: environment.opener.clone(), made: partial.made.clone() });
+        environment.opener = partial.recording(environment.opener);
         let options =
             CreateOptions { size: self.size, backing: self.backing.clone(), options: self.options.clone() };
         let made = self.make_in(&environment, &options, task);
@@ -185,49 +184,6 @@ impl Target {
     ) -> BlockResult<()> {
         let storage = environment.opener.create(&file_spec(&self.name))?;
         self.driver.create(storage, &self.name, options, environment, task)
-    }
-}
-
-/// Files that are not complete yet. They are removed, unless they are kept.
-#[derive(Debug, Default)]
-pub struct Partial {
-    made: Arc<Mutex<Vec<PathBuf>>>,
-}
-
-impl Partial {
-    /// They are complete.
-    pub fn keep(self) {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        for path in self.made.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // A device stays; and a file that somebody else has removed meanwhile is gone as it should be.
-            if std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file()) {
-                let _ = std::fs::remove_file(&path);
-            }
-        }
-    }
-}
-
-/// Remembers which files were made.
-#[derive(Debug)]
-struct Recording {
-    files: Arc<dyn Opener>,
-    made: Arc<Mutex<Vec<PathBuf>>>,
-}
-
-impl Opener for Recording {
-    fn open(&self, file: &FileSpec, spec: &FileStorageSpec) -> BlockResult<Arc<dyn Storage>> {
-        self.files.open(file, spec)
-    }
-
-    fn create(&self, file: &FileSpec) -> BlockResult<Arc<dyn Storage>> {
-        let storage = self.files.create(file)?;
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(PathBuf::from(&file.name));
-        Ok(storage)
     }
 }
 
