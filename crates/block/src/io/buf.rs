@@ -6,37 +6,37 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-/// Memory that a read fills. May be read and written by others at any time.
+/// Memory that a write takes its bytes from. May be written by others at any time.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct IoBuf<'a> {
+pub struct IoSrc<'a> {
     // As the kernel's `iovec`, so that a list of these is a list of those.
     ptr: NonNull<u8>,
     len: usize,
     memory: PhantomData<&'a std::cell::Cell<u8>>,
 }
 
-/// Memory that a write takes its bytes from. May be written by others at any time.
+/// Memory that a read fills. May be read and written by others at any time.
 #[derive(Clone, Copy)]
-#[repr(C)]
-pub struct IoSrc<'a> {
-    ptr: NonNull<u8>,
-    len: usize,
-    memory: PhantomData<&'a [u8]>,
+#[repr(transparent)]
+pub struct IoBuf<'a> {
+    // The same memory as a source; all of it can be written too.
+    memory: IoSrc<'a>,
 }
 
+const _: () = assert!(
+    size_of::<IoSrc<'_>>() == size_of::<libc::iovec>()
+        && align_of::<IoSrc<'_>>() == align_of::<libc::iovec>()
+);
+
 // SAFETY: the address may be used from any thread; every access goes through raw copies that tolerate other writers.
-unsafe impl Send for IoBuf<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for IoBuf<'_> {}
-// SAFETY: as above.
 unsafe impl Send for IoSrc<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for IoSrc<'_> {}
 
 impl fmt::Debug for IoBuf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IoBuf({} bytes)", self.len)
+        write!(f, "IoBuf({} bytes)", self.len())
     }
 }
 
@@ -49,7 +49,8 @@ impl fmt::Debug for IoSrc<'_> {
 impl<'a> IoBuf<'a> {
     /// A buffer of one's own.
     pub fn new(bytes: &'a mut [u8]) -> Self {
-        Self { len: bytes.len(), ptr: NonNull::from(bytes).cast(), memory: PhantomData }
+        let len = bytes.len();
+        Self { memory: IoSrc { ptr: NonNull::from(bytes).cast(), len, memory: PhantomData } }
     }
 
     /// Foreign memory, a guest's for one.
@@ -58,55 +59,56 @@ impl<'a> IoBuf<'a> {
     /// `ptr` to `ptr + len` is mapped readable and writable for all of `'a`, and no Rust reference to it is used
     /// meanwhile but through volatile or raw access.
     pub unsafe fn from_raw(ptr: NonNull<u8>, len: usize) -> Self {
-        Self { ptr, len, memory: PhantomData }
+        Self { memory: IoSrc { ptr, len, memory: PhantomData } }
     }
 
     /// Bytes.
     pub fn len(&self) -> usize {
-        self.len
+        self.memory.len
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.memory.is_empty()
     }
 
     /// The first `at` bytes (at most all), and the rest.
     pub fn split_at(self, at: usize) -> (Self, Self) {
-        let at = at.min(self.len);
-        // SAFETY: `at` is within the buffer.
-        let rest = unsafe { self.ptr.add(at) };
-        (Self { len: at, ..self }, Self { ptr: rest, len: self.len - at, memory: PhantomData })
+        let (first, rest) = self.memory.split_at(at);
+        (Self { memory: first }, Self { memory: rest })
     }
 
     /// Copies from the buffer's start as many bytes as both have.
     pub fn copy_to(&self, bytes: &mut [u8]) {
-        let len = self.len.min(bytes.len());
-        // SAFETY: both ranges are valid for `len`, and `bytes` is exclusively ours, so they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(self.ptr.as_ptr(), bytes.as_mut_ptr(), len) }
+        self.memory.copy_to(bytes);
     }
 
     /// Copies to the buffer's start as many bytes as both have.
     pub fn copy_from(&self, bytes: &[u8]) {
-        let len = self.len.min(bytes.len());
-        // SAFETY: both ranges are valid for `len`; `copy` allows them to overlap.
-        unsafe { std::ptr::copy(bytes.as_ptr(), self.ptr.as_ptr(), len) }
+        let len = self.len().min(bytes.len());
+        // SAFETY: both ranges are valid for `len`, and a buffer's can be written; `copy` allows them to overlap.
+        unsafe { std::ptr::copy(bytes.as_ptr(), self.memory.ptr.as_ptr(), len) }
     }
 
     /// Fills it with zeroes.
     pub fn zero(&self) {
-        // SAFETY: the range is valid and writable.
-        unsafe { std::ptr::write_bytes(self.ptr.as_ptr(), 0, self.len) }
+        // SAFETY: the range is valid, and a buffer's can be written.
+        unsafe { std::ptr::write_bytes(self.memory.ptr.as_ptr(), 0, self.len()) }
     }
 
     /// The same memory as the source of a write.
     pub fn as_src(&self) -> IoSrc<'a> {
-        IoSrc { ptr: self.ptr, len: self.len, memory: PhantomData }
+        self.memory
     }
 
     /// Its address, for system calls.
     pub(crate) fn address(&self) -> usize {
-        self.ptr.as_ptr() as usize
+        self.memory.address()
+    }
+
+    /// A list of buffers as the kernel takes it.
+    pub(crate) fn vectors(bufs: &[Self]) -> *const libc::iovec {
+        bufs.as_ptr().cast()
     }
 }
 
@@ -152,6 +154,11 @@ impl<'a> IoSrc<'a> {
     /// Its address, for system calls.
     pub(crate) fn address(&self) -> usize {
         self.ptr.as_ptr() as usize
+    }
+
+    /// A list of sources as the kernel takes it.
+    pub(crate) fn vectors(srcs: &[Self]) -> *const libc::iovec {
+        srcs.as_ptr().cast()
     }
 }
 

@@ -52,6 +52,8 @@ pub struct FileStorage {
     part_of_block: Mutex<()>,
 }
 
+/// A hole, which does not make the file longer.
+const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 /// What O_DIRECT wants of offsets, lengths and addresses.
 const DIRECT_ALIGN: u64 = 4096;
 /// Bytes that are copied at once where they are not aligned.
@@ -152,21 +154,21 @@ impl FileStorage {
 
     /// One `preadv`, of as many bytes as it gives.
     fn read_some(&self, offset: u64, bufs: &[IoBuf<'_>]) -> io::Result<usize> {
-        let list = vectors(bufs.iter().take(IOV_MAX).map(|buf| (buf.address(), buf.len())));
         let at = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: each vector is memory that its `IoBuf` vouches for, writable, for longer than the call.
-        let got =
-            unsafe { libc::preadv(self.file.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int, at) };
+        let count = bufs.len().min(IOV_MAX) as libc::c_int;
+        // SAFETY: a list of buffers is one of vectors; each is memory that its `IoBuf` vouches for, writable, for longer
+        // than the call.
+        let got = unsafe { libc::preadv(self.file.as_raw_fd(), IoBuf::vectors(bufs), count, at) };
         usize::try_from(got).map_err(|_| io::Error::last_os_error())
     }
 
     /// One `pwritev`, of as many bytes as it takes.
     fn write_some(&self, offset: u64, srcs: &[IoSrc<'_>]) -> io::Result<usize> {
-        let list = vectors(srcs.iter().take(IOV_MAX).map(|src| (src.address(), src.len())));
         let at = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: each vector is memory that its `IoSrc` vouches for, readable, for longer than the call.
-        let put =
-            unsafe { libc::pwritev(self.file.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int, at) };
+        let count = srcs.len().min(IOV_MAX) as libc::c_int;
+        // SAFETY: a list of sources is one of vectors; each is memory that its `IoSrc` vouches for, readable, for longer
+        // than the call.
+        let put = unsafe { libc::pwritev(self.file.as_raw_fd(), IoSrc::vectors(srcs), count, at) };
         usize::try_from(put).map_err(|_| io::Error::last_os_error())
     }
 
@@ -196,8 +198,7 @@ impl FileStorage {
         while done < total {
             let part = (total - done).min(BOUNCE);
             let at = offset + done;
-            let start = at - at % DIRECT_ALIGN;
-            let span = (at + part).next_multiple_of(DIRECT_ALIGN) - start;
+            let (start, span) = blocks_of(at, part);
             let bytes = bounce.get(span);
             self.read_aligned(start, bytes)?;
             let mut rest = &bytes[(at - start) as usize..(at - start + part) as usize];
@@ -239,8 +240,7 @@ impl FileStorage {
         while done < total {
             let part = (total - done).min(BOUNCE);
             let at = offset + done;
-            let start = at - at % DIRECT_ALIGN;
-            let span = (at + part).next_multiple_of(DIRECT_ALIGN) - start;
+            let (start, span) = blocks_of(at, part);
             let bytes = bounce.get(span);
             self.read_aligned(start, bytes)?;
             let mut rest = &mut bytes[(at - start) as usize..];
@@ -290,8 +290,10 @@ impl FileStorage {
     }
 }
 
-fn vectors(parts: impl Iterator<Item = (usize, usize)>) -> Vec<libc::iovec> {
-    parts.map(|(address, len)| libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len }).collect()
+/// The blocks that a range touches: start and length.
+fn blocks_of(at: u64, len: u64) -> (u64, u64) {
+    let start = at - at % DIRECT_ALIGN;
+    (start, (at + len).next_multiple_of(DIRECT_ALIGN) - start)
 }
 
 /// Whether the host says that it cannot do this on this file.
@@ -346,12 +348,11 @@ impl Storage for FileStorage {
         }
         let doing = || format!("write {len} zeroes at {offset} of");
         if unmap {
-            // A hole does not make the file longer.
             let end = offset.saturating_add(len);
             if !self.block_device && self.len()? < end {
                 self.set_len(end)?;
             }
-            match self.fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+            match self.fallocate(HOLE, offset, len) {
                 Ok(()) => return Ok(()),
                 Err(error) if cannot(error) => {}
                 Err(error) => return Err(self.error(doing(), error)),
@@ -368,7 +369,7 @@ impl Storage for FileStorage {
         if len == 0 {
             return Ok(());
         }
-        match self.fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+        match self.fallocate(HOLE, offset, len) {
             Ok(()) => Ok(()),
             Err(error) if cannot(error) => Ok(()),
             Err(error) => Err(self.error(format!("discard {len} bytes at {offset} of"), error)),
