@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 use xtask::bench::{boot, cpu, image, overhead};
 use xtask::cache::workspace;
 use xtask::guests::Guests;
@@ -120,61 +121,60 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Lint { steps } => {
             let steps = if steps.is_empty() { lint::Step::ALL.to_vec() } else { steps };
             let count = lint::run(&workspace(), &steps)?;
-            Ok(if count == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(code(count == 0))
         }
         Task::Deps { refresh } => deps::prepare(refresh).map(|_| ExitCode::SUCCESS),
         Task::Nest(arguments) => nest(&arguments),
         Task::Fuzz(options) => fuzz::run(&workspace(), &options).map(|()| ExitCode::SUCCESS),
         Task::Test { steps } => {
             let steps = if steps.is_empty() { suite::Step::ALL.to_vec() } else { steps };
-            Ok(if suite::run(&workspace(), &steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(code(suite::run(&workspace(), &steps)))
         }
-        Task::Soak(options) => Ok(if soak::run(&options)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Task::Soak(options) => Ok(code(soak::run(&options)?)),
         Task::Bench(Bench::Overhead(options)) => {
             let report = overhead::run(&options)?;
-            if options.json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
-            } else {
-                report.print();
-            }
+            show(options.json, &report, |report| report.print())?;
             let broken = report.broken();
             for limit in &broken {
                 eprintln!("bench overhead: {limit}");
             }
-            Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(code(broken.is_empty()))
         }
         Task::Bench(Bench::Image(options)) => {
             let report = image::run(&options)?;
-            if options.json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
-            } else {
-                report.print();
-            }
+            show(options.json, &report, |report| report.print())?;
             let good = report.figures.iter().all(image::Figure::is_good);
-            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(code(good))
         }
         Task::Bench(Bench::Cpu(options)) => {
             let report = cpu::run(&options)?;
-            if options.json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
-            } else {
-                report.print();
-            }
+            show(options.json, &report, |report| report.print())?;
             for failure in &report.failures {
                 eprintln!("bench cpu: {failure}");
             }
-            Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(code(report.failures.is_empty()))
         }
         Task::Bench(Bench::Boot(options)) => {
             let report = boot::run(&options)?;
-            if options.json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
-            } else {
-                report.print();
-            }
-            Ok(if report.clocks_agree() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            show(options.json, &report, |report| report.print())?;
+            Ok(code(report.clocks_agree()))
         }
     }
+}
+
+/// Prints a report, as JSON or in its own words.
+fn show<R: Serialize>(json: bool, report: &R, in_words: impl FnOnce(&R)) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+    } else {
+        in_words(report);
+    }
+    Ok(())
+}
+
+/// The code of a task that was done, and went well or not.
+fn code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn nest(arguments: &Nest) -> Result<ExitCode> {

@@ -15,7 +15,7 @@ mod soak_test;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use self::cases::{Case, LINUX_ROOTS};
 pub use self::cases::{Length, Program};
@@ -114,9 +114,8 @@ pub fn fetch(refresh: bool) -> Result<()> {
 
 fn run_case(case: &Case, guests: &Guests, length: Length) -> Result<Outcome> {
     let umbra = Umbra::new()?;
-    if case.program == Program::Memtest {
-        return memtest::run(&umbra, case, length);
+    match case.program.recipe() {
+        Some(recipe) => linux::run(&umbra, guests, case, recipe, length),
+        None => memtest::run(&umbra, case, length),
     }
-    let Some(recipe) = case.program.recipe() else { bail!("{} has no guest", case.name()) };
-    linux::run(&umbra, guests, case, recipe, length)
 }
