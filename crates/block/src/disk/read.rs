@@ -10,16 +10,6 @@ const UNIT_MAX: u64 = 4 << 20;
 /// Bytes that are decrypted at once.
 const BOUNCE: u64 = 1 << 20;
 
-/// Compressed data: where, how, and which part of the disk it is.
-struct Packed {
-    storage: StorageId,
-    offset: u64,
-    compressed_len: u64,
-    codec: Codec,
-    unit_start: u64,
-    unit_len: u64,
-}
-
 impl Node {
     pub(super) fn storage(&self, id: StorageId) -> Result<&dyn Storage> {
         let storage = self.format.storages().get(id.0);
@@ -64,8 +54,13 @@ impl Node {
                 Ok(())
             }
             Mapping::Compressed { storage, offset, compressed_len, codec, unit_start, unit_len } => {
-                let packed = Packed { storage, offset, compressed_len, codec, unit_start, unit_len };
-                self.read_compressed(at, &packed, bufs)
+                let unit = self.read_unit(storage, offset, compressed_len, codec, unit_len)?;
+                let from = at.checked_sub(unit_start).and_then(|start| usize::try_from(start).ok());
+                let range = from.and_then(|from| unit.get(from..from.checked_add(extent.len as usize)?));
+                let range =
+                    range.ok_or_else(|| Error::corrupt("a compressed unit that does not hold its range"))?;
+                scatter(range, bufs);
+                Ok(())
             }
             Mapping::Backing => self.read_backing(at, extent.len, bufs),
         }
@@ -108,23 +103,24 @@ impl Node {
         Ok(())
     }
 
-    fn read_compressed(&self, at: u64, packed: &Packed, bufs: &[IoBuf<'_>]) -> Result<()> {
-        for (what, value) in
-            [("compressed unit", packed.unit_len), ("compressed data", packed.compressed_len)]
-        {
+    /// A compressed unit, whole.
+    fn read_unit(
+        &self,
+        storage: StorageId,
+        offset: u64,
+        compressed_len: u64,
+        codec: Codec,
+        unit_len: u64,
+    ) -> Result<Vec<u8>> {
+        for (what, value) in [("compressed unit", unit_len), ("compressed data", compressed_len)] {
             if value > UNIT_MAX {
                 return Err(Error::TooLarge { what: what.to_owned(), value, limit: UNIT_MAX });
             }
         }
-        let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
-        let start = at.checked_sub(packed.unit_start).filter(|start| start + len <= packed.unit_len);
-        let start = start.ok_or_else(|| Error::corrupt("a compressed unit that does not hold its range"))?;
-        let storage = self.storage(packed.storage)?;
-        let data = storage.read_vec(packed.offset, packed.compressed_len as usize)?;
-        let mut unit = vec![0; packed.unit_len as usize];
-        decompress(packed.codec, &data, &mut unit)?;
-        scatter(&unit[start as usize..(start + len) as usize], bufs);
-        Ok(())
+        let data = self.storage(storage)?.read_vec(offset, compressed_len as usize)?;
+        let mut unit = vec![0; unit_len as usize];
+        decompress(codec, &data, &mut unit)?;
+        Ok(unit)
     }
 
     /// A copy of a range that the caller holds.

@@ -2,8 +2,9 @@
 
 use super::Node;
 use super::codec::compress;
+use super::range_lock::RangeGuard;
 use crate::io::slice_srcs;
-use crate::{Error, FormatWrite, IoSrc, Mapping, Prepare, Prepared, Result, StorageExt};
+use crate::{Error, FormatWrite, IoSrc, Mapping, Prepare, Prepared, Result, StorageExt, Token};
 
 /// Bytes that one allocating write has alone at a time.
 const SPAN: u64 = 8 << 20;
@@ -14,6 +15,12 @@ const ZERO_GRAIN: u64 = 4096;
 static ZEROES: [u8; 65536] = [0; 65536];
 
 impl Node {
+    /// Has all units of a range alone.
+    fn units_alone(&self, start: u64, end: u64) -> RangeGuard<'_> {
+        let unit = self.format.geometry().unit.max(1);
+        self.locks.exclusive(start - start % unit, end.div_ceil(unit).saturating_mul(unit))
+    }
+
     /// Writes a range of the disk.
     pub(super) fn writev(&self, offset: u64, srcs: &[IoSrc<'_>]) -> Result<()> {
         self.range("write", offset, total(srcs))?;
@@ -85,27 +92,33 @@ impl Node {
         let unit = self.format.geometry().unit.max(1);
         let start = at - at % unit;
         let until = end.min(start.saturating_add(SPAN.max(unit)));
-        let _alone = self.locks.exclusive(start, until.div_ceil(unit).saturating_mul(unit));
+        let _alone = self.units_alone(start, until);
         while at < until {
-            let prepared = writer.prepare(at, until - at, Prepare::Allocate)?;
-            let mut prepared = prepared.ok_or_else(|| Error::corrupt("no place for a write"))?;
-            let len = prepared.len.min(until - at);
-            if len == 0 {
-                return Err(Error::corrupt("a place of no length"));
-            }
-            let token = prepared.token.take();
-            match self.fill(at, len, &prepared, &slice_srcs(srcs, at - offset, len)) {
-                Ok(()) => token.map_or(Ok(()), |token| writer.commit(token))?,
-                Err(error) => {
-                    if let Some(token) = token {
-                        writer.abort(token);
-                    }
-                    return Err(error);
-                }
-            }
-            at += len;
+            at = self.write_place(writer, offset, at, until, srcs)?;
         }
         Ok(at)
+    }
+
+    /// Writes one place, from `at` on, for which the caller has the units to itself; how far it came. `srcs` begin at
+    /// `offset`.
+    fn write_place(
+        &self,
+        writer: &dyn FormatWrite,
+        offset: u64,
+        at: u64,
+        until: u64,
+        srcs: &[IoSrc<'_>],
+    ) -> Result<u64> {
+        let prepared = writer.prepare(at, until - at, Prepare::Allocate)?;
+        let mut prepared = prepared.ok_or_else(|| Error::corrupt("no place for a write"))?;
+        let len = prepared.len.min(until - at);
+        if len == 0 {
+            return Err(Error::corrupt("a place of no length"));
+        }
+        let token = prepared.token.take();
+        let written = self.fill(at, len, &prepared, &slice_srcs(srcs, at - offset, len));
+        settle(writer, token, written)?;
+        Ok(at + len)
     }
 
     /// Writes data and what the new place has around it.
@@ -230,14 +243,7 @@ impl Node {
             return self.write_range(offset, &[IoSrc::new(bytes)]);
         };
         let written = self.storage(prepared.place.storage)?.write_at(prepared.place.offset, &packed);
-        match (written, prepared.token) {
-            (Ok(()), Some(token)) => writer.commit(token),
-            (Err(error), Some(token)) => {
-                writer.abort(token);
-                Err(error)
-            }
-            (written, None) => written,
-        }
+        settle(writer, prepared.token, written)
     }
 
     /// Makes a range read as zeroes.
@@ -251,11 +257,8 @@ impl Node {
         self.zero_part(offset, first)?;
         let mut at = first;
         while at < last {
-            let lock_unit = geometry.unit.max(1);
             let until = last.min(at.saturating_add(1 << 40));
-            let alone = self
-                .locks
-                .exclusive(at - at % lock_unit, until.div_ceil(lock_unit).saturating_mul(lock_unit));
+            let alone = self.units_alone(at, until);
             let done = writer.zero(at, until - at, unmap)?.min(until - at);
             drop(alone);
             at += done;
@@ -332,10 +335,7 @@ impl Node {
         if first >= last {
             return Ok(());
         }
-        let lock_unit = geometry.unit.max(1);
-        let _alone = self
-            .locks
-            .exclusive(first - first % lock_unit, last.div_ceil(lock_unit).saturating_mul(lock_unit));
+        let _alone = self.units_alone(first, last);
         writer.discard(first, last - first)
     }
 
@@ -366,15 +366,21 @@ impl Node {
                 continue;
             }
             let part = (zero_unit - at % zero_unit).min(until - at).min(ZEROES.len() as u64);
-            let prepared = writer.prepare(at, part, Prepare::Allocate)?;
-            let mut prepared = prepared.ok_or_else(|| Error::corrupt("no place for a write"))?;
-            let len = prepared.len.min(part).max(1);
-            let token = prepared.token.take();
-            self.fill(at, len, &prepared, &[IoSrc::new(&ZEROES[..len as usize])])?;
-            token.map_or(Ok(()), |token| writer.commit(token))?;
-            at += len;
+            at = self.write_place(writer, at, at, at + part, &[IoSrc::new(&ZEROES[..part as usize])])?;
         }
         Ok(())
+    }
+}
+
+/// Commits what was written to a place, or gives the place back.
+fn settle(writer: &dyn FormatWrite, token: Option<Token>, written: Result<()>) -> Result<()> {
+    match (written, token) {
+        (Ok(()), Some(token)) => writer.commit(token),
+        (Err(error), Some(token)) => {
+            writer.abort(token);
+            Err(error)
+        }
+        (written, None) => written,
     }
 }
 
@@ -394,10 +400,10 @@ fn gather(srcs: &[IoSrc<'_>]) -> Vec<u8> {
 
 /// Whether all bytes are zero.
 fn is_zero(bytes: &[u8]) -> bool {
-    let (head, words, tail) = (bytes.chunks_exact(32), 0u8, bytes.chunks_exact(32).remainder());
-    let _ = words;
-    head.into_iter().all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
-        && tail.iter().all(|&byte| byte == 0)
+    // By the piece, so that the compiler looks at many bytes at once.
+    let (pieces, rest) = bytes.as_chunks::<32>();
+    pieces.iter().all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
+        && rest.iter().all(|&byte| byte == 0)
 }
 
 /// The run at the start of `bytes`, which lie at `at`: whether it is zeroes, and its length in bytes.
