@@ -12,7 +12,7 @@ use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::header::{BITMAPS_VALID, BitmapExtension, NAME_MAX};
-use super::meta::{Meta, read_words};
+use super::meta::{Meta, read_words, word_bytes};
 use crate::{BitmapInfo, Error, Result, StorageExt};
 
 const IN_USE: u32 = 1;
@@ -293,8 +293,7 @@ impl Meta {
             self.disown(old.directory_offset, old.directory_len);
             self.free_later(old.directory_offset, self.layout.clusters(old.directory_len));
         }
-        self.flush()?;
-        self.flush()
+        self.flush_frees()
     }
 
     /// Writes one bitmap's bits to new clusters.
@@ -311,7 +310,7 @@ impl Meta {
                 Chunk::Bits(bytes) => self.store(bytes)?,
             };
         }
-        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let bytes = word_bytes(&table);
         let offset = if table.is_empty() { 0 } else { self.store(&bytes)? };
         self.own(offset, bytes.len() as u64);
         let bitmap = &mut self.bitmaps.list[index];
@@ -361,7 +360,7 @@ impl Meta {
     }
 
     /// The disk's size has changed: the bitmaps' has to.
-    pub(super) fn resize_bitmaps(&mut self, _size: u64) -> Result<()> {
+    pub(super) fn resize_bitmaps(&mut self) -> Result<()> {
         if self.bitmaps.list.is_empty() {
             return Ok(());
         }

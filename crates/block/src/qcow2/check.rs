@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::header::{CORRUPT, DIRTY};
-use super::layout::{ALL_ALLOCATED, COPIED, Entry, OFFSET_MASK, REFTABLE_MASK, ZERO};
-use super::meta::Meta;
+use super::layout::{ALL_ALLOCATED, COPIED, Entry, Layout, OFFSET_MASK, REFTABLE_MASK, ZERO};
+use super::meta::{Meta, Runs, word_bytes};
 use super::refcount::{self, refcount_max};
 use crate::{CheckReport, Error, Finding, Repair, Result, StorageExt, Task};
 
@@ -54,7 +54,20 @@ struct Walk<'a> {
     rebuild: bool,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(repair: Repair, task: &'a Task<'a>, layout: Layout, file_len: u64) -> Self {
+        Self {
+            report: CheckReport::default(),
+            counts: Counts::default(),
+            repair,
+            task,
+            limit: layout.clusters(file_len) + 1,
+            file_len,
+            bad_blocks: false,
+            rebuild: false,
+        }
+    }
+
     fn corruption(&mut self, what: String, fixable: bool, loses_data: bool) -> bool {
         let fixed = fixable && self.repair == Repair::All;
         if fixed {
@@ -115,19 +128,8 @@ impl Meta {
             self.write_back()?;
         }
         let file_len = self.file.len()?;
-        let mut walk = Walk {
-            report: CheckReport {
-                total_clusters: self.layout.clusters(self.header.size),
-                ..CheckReport::default()
-            },
-            counts: Counts::default(),
-            repair,
-            task,
-            limit: self.layout.clusters(file_len) + 1,
-            file_len,
-            bad_blocks: false,
-            rebuild: false,
-        };
+        let mut walk = Walk::new(repair, task, self.layout, file_len);
+        walk.report.total_clusters = self.layout.clusters(self.header.size);
         self.count_all(&mut walk)?;
         self.count_refblocks(&mut walk)?;
         let bad_copied = self.compare(&mut walk)?;
@@ -137,15 +139,12 @@ impl Meta {
             self.rebuild_refcounts(order, task)?;
         }
         if repair != Repair::None {
+            let lazy = std::mem::take(&mut self.lazy);
             if bad_copied || walk.report.corruptions_fixed + walk.report.leaks_fixed > 0 {
-                let lazy = std::mem::take(&mut self.lazy);
                 self.flush()?;
                 self.refresh_copied()?;
-                self.lazy = lazy;
             }
-            let lazy = std::mem::take(&mut self.lazy);
-            self.flush()?;
-            self.flush()?;
+            self.flush_frees()?;
             self.lazy = lazy;
         }
         Ok(walk.report)
@@ -203,8 +202,7 @@ impl Meta {
         self.count_active(walk, &mut tables)?;
         tables.remove(&0);
         for (table, times) in tables {
-            if !self.layout.in_cluster(table).eq(&0) || !walk.refer(table, self.layout.cluster(), times, bits)
-            {
+            if self.layout.in_cluster(table) != 0 || !walk.refer(table, self.layout.cluster(), times, bits) {
                 walk.corruption(
                     format!("ERROR snapshot's L2 table at {table:#x} is not in the file"),
                     false,
@@ -212,7 +210,7 @@ impl Meta {
                 );
                 continue;
             }
-            self.count_entries(walk, table, times, false)?;
+            self.count_entries(walk, table, times, false, 0)?;
         }
         Ok(())
     }
@@ -239,18 +237,14 @@ impl Meta {
                 }
                 continue;
             }
-            next = self.count_entries_from(walk, table, times, true, next)?;
+            next = self.count_entries(walk, table, times, true, next)?;
         }
         Ok(())
     }
 
-    fn count_entries(&mut self, walk: &mut Walk<'_>, table: u64, times: u32, active: bool) -> Result<()> {
-        self.count_entries_from(walk, table, times, active, 0).map(|_| ())
-    }
-
     /// Counts what one L2 table refers to. `next` is where the cluster before this table's first ended, and the answer
     /// is the same for the table behind.
-    fn count_entries_from(
+    fn count_entries(
         &mut self,
         walk: &mut Walk<'_>,
         table: u64,
@@ -396,9 +390,8 @@ impl Meta {
         last: &mut u64,
     ) -> Result<()> {
         let order = self.header.refcount_order;
-        let per_block = (self.layout.cluster() * 8) >> order;
+        let (per_block, per_piece) = (self.per_block(), self.per_piece());
         let piece_len = self.refs.piece_len();
-        let per_piece = (piece_len * 8) >> order;
         for (index, block) in self.reftable.clone().into_iter().enumerate() {
             let block = block & REFTABLE_MASK;
             if block == 0 {
@@ -442,8 +435,7 @@ impl Meta {
     }
 
     fn has_no_refblock(&self, cluster: u64) -> bool {
-        let per_block = (self.layout.cluster() * 8) >> self.header.refcount_order;
-        let index = usize::try_from(cluster / per_block).unwrap_or(usize::MAX);
+        let index = usize::try_from(cluster / self.per_block()).unwrap_or(usize::MAX);
         self.reftable.get(index).is_none_or(|entry| entry & REFTABLE_MASK == 0)
     }
 
@@ -544,16 +536,7 @@ impl Meta {
     pub(super) fn rebuild_refcounts(&mut self, order: u32, task: &Task<'_>) -> Result<()> {
         let file_len = self.file.len()?;
         let cluster = self.layout.cluster();
-        let mut walk = Walk {
-            report: CheckReport::default(),
-            counts: Counts::default(),
-            repair: Repair::None,
-            task,
-            limit: self.layout.clusters(file_len) + 1,
-            file_len,
-            bad_blocks: false,
-            rebuild: false,
-        };
+        let mut walk = Walk::new(Repair::None, task, self.layout, file_len);
         self.l2.write_dirty(&*self.file)?;
         self.count_all(&mut walk)?;
         let start = self.layout.clusters(file_len).max(walk.counts.end);
@@ -568,8 +551,7 @@ impl Meta {
                 *entry = offset;
             }
         }
-        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-        self.file.write_at(start * cluster, &bytes)?;
+        self.file.write_at(start * cluster, &word_bytes(&entries))?;
         self.file.flush()?;
         let old = (self.header.reftable_offset, self.header.reftable_clusters, self.header.refcount_order);
         (self.header.reftable_offset, self.header.reftable_clusters) = (start * cluster, table as u32);
@@ -582,7 +564,7 @@ impl Meta {
         self.reftable = entries;
         self.reftable_dirty.clear();
         self.refs.clear();
-        self.frees.clear();
+        self.frees = Runs::default();
         (self.free_hint, self.packed_at) = (0, 0);
         self.own_all();
         Ok(())

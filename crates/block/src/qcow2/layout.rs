@@ -14,6 +14,8 @@ pub(super) const ZERO: u64 = 1;
 pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits of an offset in the refcount table: 9 to 63.
 pub(super) const REFTABLE_MASK: u64 = 0xffff_ffff_ffff_fe00;
+/// Entries of an L1 or refcount table in one sector.
+pub(super) const PER_SECTOR: u64 = 64;
 /// Subclusters of a cluster with extended L2 entries.
 pub(super) const SUBCLUSTERS: u64 = 32;
 /// All subclusters of an extended entry are allocated.

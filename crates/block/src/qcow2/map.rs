@@ -41,7 +41,7 @@ impl Meta {
 }
 
 /// The run that begins `within` bytes into the first of these clusters, and its length.
-fn run_of(entries: &[Entry], within: u64, layout: Layout) -> Result<(Run, u64)> {
+pub(super) fn run_of(entries: &[Entry], within: u64, layout: Layout) -> Result<(Run, u64)> {
     let first = entries.first().copied().unwrap_or_default();
     if first.is_compressed() {
         return Ok((Run::Compressed(first), layout.cluster() - within));

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use super::cache::Cache;
 use super::header::{CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Header};
-use super::layout::{COPIED, Entry, Layout, OFFSET_MASK, REFTABLE_MASK};
+use super::layout::{COPIED, Entry, Layout, OFFSET_MASK, PER_SECTOR, REFTABLE_MASK};
 use super::snapshot::Snapshot;
-use crate::{Error, IoSrc, Result, Storage, StorageExt};
+use crate::{Error, Result, Storage, StorageExt};
 
 /// L2 tables that are kept in memory: enough for 256 GiB of disk in clusters of 64 KiB.
 const L2_CACHE_BYTES: u64 = 32 << 20;
@@ -21,8 +21,6 @@ const L2_CACHE_BYTES: u64 = 32 << 20;
 const REF_CACHE_BYTES: u64 = 8 << 20;
 /// Clusters that wait to be freed until the file no longer refers to them.
 const FREES_MAX: usize = 4096;
-/// Entries of an L1 table in one sector.
-const PER_SECTOR: u64 = 64;
 
 #[derive(Debug)]
 pub(super) struct Meta {
@@ -40,7 +38,7 @@ pub(super) struct Meta {
     /// No cluster below this is free.
     pub free_hint: u64,
     /// Runs of clusters whose refcounts fall by one when the file no longer refers to them.
-    pub frees: Vec<(u64, u64)>,
+    pub frees: Runs,
     /// Where the next compressed data goes; 0 where it needs a new cluster.
     pub packed_at: u64,
     /// Clusters that hold metadata.
@@ -92,7 +90,7 @@ impl Meta {
             reftable,
             reftable_dirty: BTreeSet::new(),
             free_hint: 0,
-            frees: Vec::new(),
+            frees: Runs::default(),
             packed_at: 0,
             owned: HashSet::new(),
             owned_end,
@@ -297,18 +295,17 @@ impl Meta {
 
     /// Puts another L1 table in the place of the active one, durably.
     pub(super) fn replace_l1(&mut self, l1: Vec<u64>) -> Result<()> {
-        let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let mut bytes = word_bytes(&l1);
         let clusters = self.layout.clusters(bytes.len() as u64).max(1);
         let offset = self.allocate(clusters)?;
-        let mut padded = bytes;
-        padded.resize((clusters * self.layout.cluster()) as usize, 0);
+        bytes.resize((clusters * self.layout.cluster()) as usize, 0);
         // The new table refers to what the old one does, some of which may not be in the file yet.
         let len = l1.len();
         self.l1_dirty.clear();
         self.write_refcounts()?;
         self.flush_storages()?;
         self.l2.write_dirty(&*self.file)?;
-        self.file.write_at(offset, &padded)?;
+        self.file.write_at(offset, &bytes)?;
         self.file.flush()?;
         let old = (self.header.l1_offset, self.header.l1_len);
         self.header.l1_offset = offset;
@@ -330,14 +327,7 @@ impl Meta {
 
     /// Clusters that memory no longer refers to: their refcounts fall when the file does not either.
     pub(super) fn free_later(&mut self, offset: u64, clusters: u64) {
-        let first = offset >> self.layout.cluster_bits;
-        if let Some(last) = self.frees.last_mut()
-            && last.0 + last.1 == first
-        {
-            last.1 += clusters;
-            return;
-        }
-        self.frees.push((first, clusters));
+        self.frees.add(offset >> self.layout.cluster_bits, clusters);
     }
 
     /// Clusters that neither memory nor file refers to.
@@ -347,7 +337,7 @@ impl Meta {
 
     /// Writes back before memory runs out of room. Called before each change.
     pub(super) fn relieve(&mut self) -> Result<()> {
-        if self.l2.is_full_of_dirt() || self.frees.len() > FREES_MAX {
+        if self.l2.is_full_of_dirt() || self.frees.0.len() > FREES_MAX {
             return self.write_back();
         }
         Ok(())
@@ -376,7 +366,7 @@ impl Meta {
             }
             self.write_l1()?;
         }
-        if !self.frees.is_empty() {
+        if !self.frees.0.is_empty() {
             self.flush_storages()?;
             self.apply_frees()?;
         }
@@ -388,24 +378,24 @@ impl Meta {
             let entries =
                 (sector * PER_SECTOR..(sector + 1) * PER_SECTOR).map_while(|i| self.l1.get(i as usize));
             let bytes: Vec<u8> = entries.flat_map(|entry| entry.to_be_bytes()).collect();
-            self.file.writev(self.header.l1_offset + sector * 512, &[IoSrc::new(&bytes)])?;
+            self.file.write_at(self.header.l1_offset + sector * 512, &bytes)?;
             self.l1_dirty.remove(&sector);
         }
         Ok(())
     }
 
     fn apply_frees(&mut self) -> Result<()> {
-        let mut frees = std::mem::take(&mut self.frees);
+        let mut frees = std::mem::take(&mut self.frees).0;
         frees.sort_unstable();
         for (first, count) in frees {
-            self.drop_references(first, count)?;
+            self.change_refcounts(first, count, -1)?;
+            self.discard_unused(first, count)?;
         }
         Ok(())
     }
 
-    /// Takes one reference from each, and gives the host's space of those back that have none now.
-    fn drop_references(&mut self, first: u64, count: u64) -> Result<()> {
-        self.change_refcounts(first, count, -1)?;
+    /// Gives the host's space of those clusters back that nobody refers to.
+    pub(super) fn discard_unused(&mut self, first: u64, count: u64) -> Result<()> {
         let cluster = self.layout.cluster();
         let mut at = first;
         while at < first + count {
@@ -428,6 +418,12 @@ impl Meta {
         self.flush_storages()
     }
 
+    /// Makes everything durable, and then the refcounts of what that has freed.
+    pub(super) fn flush_frees(&mut self) -> Result<()> {
+        self.flush()?;
+        self.flush()
+    }
+
     /// Begins to defer refcounts: from now on the image says that they may be wrong.
     pub(super) fn begin_lazy(&mut self) -> Result<()> {
         let wanted = self.header.version >= 3 && self.lazy_wanted;
@@ -444,9 +440,7 @@ impl Meta {
     /// Writes everything and says that refcounts are right.
     pub(super) fn finish(&mut self) -> Result<()> {
         self.lazy = false;
-        self.flush()?;
-        // The decrements of what was freed.
-        self.flush()?;
+        self.flush_frees()?;
         if self.header.has(DIRTY) && !self.broken {
             self.header.incompatible &= !DIRTY;
             self.write_header()?;
@@ -454,6 +448,25 @@ impl Meta {
         }
         Ok(())
     }
+}
+
+/// Runs of clusters: first and count.
+#[derive(Debug, Default)]
+pub(super) struct Runs(pub Vec<(u64, u64)>);
+
+impl Runs {
+    /// Adds clusters; those that follow the last ones make one run with them.
+    pub(super) fn add(&mut self, first: u64, count: u64) {
+        match self.0.last_mut() {
+            Some(last) if last.0 + last.1 == first => last.1 += count,
+            _ => self.0.push((first, count)),
+        }
+    }
+}
+
+/// The bytes of a table of big-endian words.
+pub(super) fn word_bytes(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }
 
 /// A table of big-endian words. Its length is bounded by the header's limits.

@@ -5,12 +5,10 @@
 //!
 //! Authority: the qcow2 specification, "Host cluster management".
 
-use super::layout::REFTABLE_MASK;
-use super::meta::Meta;
-use crate::{Error, Result};
+use super::layout::{PER_SECTOR, REFTABLE_MASK};
+use super::meta::{Meta, word_bytes};
+use crate::{Error, Result, StorageExt};
 
-/// Entries of a refcount table in one sector.
-const PER_SECTOR: u64 = 64;
 /// The greatest table: what the header allows.
 const REFTABLE_ENTRIES_MAX: u64 = super::header::REFTABLE_BYTES_MAX / 8;
 
@@ -66,11 +64,13 @@ struct Span {
 }
 
 impl Meta {
-    fn per_block(&self) -> u64 {
+    /// Refcounts of a block.
+    pub(super) fn per_block(&self) -> u64 {
         (self.layout.cluster() * 8) >> self.header.refcount_order
     }
 
-    fn per_piece(&self) -> u64 {
+    /// Refcounts of a block's piece in memory.
+    pub(super) fn per_piece(&self) -> u64 {
         (self.refs.piece_len() * 8) >> self.header.refcount_order
     }
 
@@ -341,7 +341,7 @@ impl Meta {
         self.file.flush()?;
         while let Some(&sector) = self.reftable_dirty.first() {
             let bytes = self.reftable_sector(sector);
-            self.file.writev(self.header.reftable_offset + sector * 512, &[crate::IoSrc::new(&bytes)])?;
+            self.file.write_at(self.header.reftable_offset + sector * 512, &bytes)?;
             self.reftable_dirty.remove(&sector);
         }
         self.file.flush()
@@ -369,10 +369,10 @@ impl Meta {
                 "the image file cannot grow further: its refcount table is full".to_owned(),
             ));
         }
-        let mut bytes: Vec<u8> = self.reftable.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let mut bytes = word_bytes(&self.reftable);
         bytes.resize((clusters * cluster) as usize, 0);
         self.refs.write_dirty(&*self.file)?;
-        self.file.writev(offset, &[crate::IoSrc::new(&bytes)])?;
+        self.file.write_at(offset, &bytes)?;
         self.file.flush()?;
         let limit = u32::MAX as u64;
         self.header.reftable_offset = offset;
@@ -385,7 +385,7 @@ impl Meta {
         self.file.flush()?;
         self.own(offset, clusters * cluster);
         self.disown(old.0, old.1 * cluster);
-        self.frees.push((old.0 >> self.layout.cluster_bits, old.1));
+        self.free_later(old.0, old.1);
         Ok(())
     }
 }

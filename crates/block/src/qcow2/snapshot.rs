@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::header::{DATA_FILE_RAW, L1_BYTES_MAX, SNAPSHOTS_MAX};
 use super::layout::{COPIED, Entry, OFFSET_MASK};
-use super::meta::{Meta, read_words};
+use super::meta::{Meta, Runs, read_words};
 use crate::{Error, Result, SnapshotInfo, SnapshotTarget, StorageExt};
 
 /// Bytes of extra data that an entry may have, as other programs limit it.
@@ -70,19 +70,6 @@ impl Snapshot {
         bytes.extend_from_slice(info.name.as_bytes());
         bytes.resize(bytes.len().next_multiple_of(8), 0);
         bytes
-    }
-}
-
-/// Runs of clusters that entries refer to.
-#[derive(Default)]
-struct Runs(Vec<(u64, u64)>);
-
-impl Runs {
-    fn add(&mut self, first: u64, count: u64) {
-        match self.0.last_mut() {
-            Some(last) if last.0 + last.1 == first => last.1 += count,
-            _ => self.0.push((first, count)),
-        }
     }
 }
 
@@ -249,24 +236,7 @@ impl Meta {
             }
         }
         if delta < 0 {
-            self.discard_unused(&runs.0)?;
-        }
-        Ok(())
-    }
-
-    /// Gives the host's space of clusters back that nobody refers to.
-    fn discard_unused(&mut self, runs: &[(u64, u64)]) -> Result<()> {
-        let cluster = self.layout.cluster();
-        let mut free = Runs::default();
-        for &(first, count) in runs {
-            for at in first..first + count {
-                if self.refcount(at)? == 0 {
-                    free.add(at, 1);
-                }
-            }
-        }
-        for (first, count) in free.0 {
-            self.file.discard(first * cluster, count * cluster)?;
+            runs.0.iter().try_for_each(|&(first, count)| self.discard_unused(first, count))?;
         }
         Ok(())
     }
@@ -361,7 +331,7 @@ impl Meta {
         self.write_snapshots(snapshots)?;
         self.own(l1_offset, bytes.len() as u64);
         self.drop_vm_state(info.vm_state_size)?;
-        self.finish_lazily()?;
+        self.flush_frees()?;
         Ok(id)
     }
 
@@ -392,12 +362,6 @@ impl Meta {
             ));
         }
         Ok(())
-    }
-
-    /// Everything durable, twice where something was freed: so that a snapshot's deletion gives its space back now.
-    fn finish_lazily(&mut self) -> Result<()> {
-        self.flush()?;
-        self.flush()
     }
 
     /// Forgets a snapshot.
@@ -449,7 +413,7 @@ impl Meta {
         self.count_tables(&old_l1, -1)?;
         self.own_tables();
         if self.header.size != old_size {
-            self.resize_bitmaps(snapshot.info.disk_size)?;
+            self.resize_bitmaps()?;
         }
         self.settle()
     }
@@ -475,7 +439,7 @@ impl Meta {
 
     /// Refcounts have fallen: makes that durable, then marks what has one owner.
     fn settle(&mut self) -> Result<()> {
-        self.finish_lazily()?;
+        self.flush_frees()?;
         self.refresh_copied()?;
         self.flush()
     }

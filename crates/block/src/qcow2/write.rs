@@ -2,7 +2,7 @@
 
 use super::Qcow2;
 use super::layout::{ALL_ALLOCATED, Entry, Kind};
-use super::map::Run;
+use super::map::{Run, run_of};
 use super::meta::Meta;
 use crate::{Error, Prepare, Prepared, Result, Token};
 
@@ -64,19 +64,19 @@ impl Qcow2 {
         if meta.l1[l1_index as usize] & super::layout::COPIED == 0 {
             return Ok(None);
         }
-        let (Run::Data(host), run) = meta.run(offset, len)? else { return Ok(None) };
-        // As far as nobody else refers to the clusters.
-        let (first, within) = (layout.l2_index(offset), layout.in_cluster(offset));
-        let clusters = layout.clusters(within + run);
+        let within = layout.in_cluster(offset);
         let mut entries = Vec::new();
-        meta.entries(table, first, clusters, &mut entries)?;
-        let own = entries.iter().take_while(|entry| entry.copied()).count() as u64;
+        let clusters = layout.clusters(within.saturating_add(len));
+        meta.entries(table, layout.l2_index(offset), clusters, &mut entries)?;
+        // As far as nobody else refers to the clusters.
+        let own = entries.iter().take_while(|entry| entry.copied()).count();
         if own == 0 {
             return Ok(None);
         }
-        let len = run.min(own * layout.cluster() - within);
+        let (Run::Data(host), run) = run_of(&entries[..own], within, layout)? else { return Ok(None) };
+        let len = run.min(len);
         if !layout.data_file {
-            meta.not_metadata(host - within, own.min(clusters))?;
+            meta.not_metadata(host - within, layout.clusters(within + len))?;
         }
         Ok(Some(Prepared { len, place: self.place(host, offset), before: 0, after: 0, token: None }))
     }
@@ -143,7 +143,7 @@ impl Qcow2 {
         let last = entries.get(count as usize - 1).copied().unwrap_or_default();
         let tail_from = if count == 1 { within } else { 0 };
         let tail = self.part(last, tail_from, end - last_start, true)?;
-        let host = if layout.data_file { guest } else { meta.allocate_run(count)? };
+        let host = if layout.data_file { guest } else { meta.allocate(count)? };
         let pending = Pending::Clusters {
             guest,
             host,
@@ -234,11 +234,6 @@ fn holds_nothing(entry: Entry, per: u64, layout: super::layout::Layout) -> Resul
 }
 
 impl Meta {
-    /// Takes `count` clusters that follow each other.
-    fn allocate_run(&mut self, count: u64) -> Result<u64> {
-        self.allocate(count)
-    }
-
     /// Fails where clusters to be written hold metadata.
     fn not_metadata(&self, host: u64, count: u64) -> Result<()> {
         let first = host >> self.layout.cluster_bits;

@@ -100,7 +100,7 @@ impl Qcow2 {
                 meta.free_behind(size, old)?;
                 meta.resize_raw_data(size)?;
             }
-            meta.resize_bitmaps(size)?;
+            meta.resize_bitmaps()?;
             meta.flush()?;
             if preallocation != Preallocation::Off {
                 meta.preallocate(old, size, preallocation, task)?;
