@@ -103,6 +103,16 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// A copy failed.
+    #[error("error while {doing} at byte {at}: {source}")]
+    Copy {
+        /// "reading", "writing".
+        doing: &'static str,
+        /// Where on the disk.
+        at: u64,
+        /// Why.
+        source: Box<Error>,
+    },
     /// An encrypted image and no secret.
     #[error("'{0}' is encrypted: give its secret (encrypt.key-secret=ID with --object secret,id=ID,...)")]
     NeedsSecret(String),

@@ -13,6 +13,7 @@ mod error;
 mod format;
 mod info;
 mod io;
+mod job;
 mod luks;
 mod node;
 mod options;
@@ -46,6 +47,7 @@ pub use io::{
     Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder, RecordingStorage,
     Run, Storage, StorageExt, StorageInfo,
 };
+pub use job::{Copy, CopySource, commit, copy_differences};
 pub use luks::LuksDriver;
 pub use node::{
     BackingSpec, Environment, FileSpec, HostFiles, NodeSpec, Opener, Referenced, Secrets, resolve,

@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock, RwLock, RwLockWriteGuard};
 
 use range_lock::RangeLock;
 pub use status::BlockStatus;
+pub(crate) use write::is_zero;
 
 use crate::{
     BitmapInfo, DetectZeroes, Discard, Environment, Error, Format, FormatWrite, Geometry, IoBuf, IoSrc,

@@ -399,7 +399,7 @@ fn gather(srcs: &[IoSrc<'_>]) -> Vec<u8> {
 }
 
 /// Whether all bytes are zero.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // By the piece, so that the compiler looks at many bytes at once.
     let (pieces, rest) = bytes.as_chunks::<32>();
     pieces.iter().all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use umbra_block::{Access, BackingSpec, Disk, Error, Node, NodeSpec, Preallocation, resolve};
+use umbra_block::{Access, BackingSpec, Disk, Error, Node, NodeSpec, resolve};
 
-use super::copy::{self, Copy, Source};
+use super::copy;
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::Want;
@@ -29,24 +29,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     }
     let (top, base) = open_both(tool, &want, depth)?;
     tool.progress(parsed).run(|task| -> Outcome<()> {
-        if base.size() < top.size() {
-            base.resize(top.size(), Preallocation::Off, false, task)
-                .doing(|| "cannot make the base larger".to_owned())?;
-        }
-        let copy = Copy {
-            sources: vec![Source { disk: &top, start: 0, len: top.size() }],
-            target: &base,
-            target_start: 0,
-            target_is_zero: false,
-            from_top: Some(depth),
-            compress: false,
-            sparse: 4096,
-            threads: None,
-            rate,
-            salvage: None,
-        };
-        copy.run(task)?;
-        base.flush()?;
+        umbra_block::commit(&top, &base, depth, rate, task)?;
         match drop {
             true => Ok(()),
             false => empty(&top),

@@ -1,9 +1,11 @@
 //! `convert`: copy an image, to another format perhaps.
 
-use umbra_block::{BackingRef, Disk, Error, Node, NodeSpec, Preallocation, SnapshotTarget, resolve};
+use umbra_block::{
+    BackingRef, Copy, CopySource, Disk, Error, Node, NodeSpec, Preallocation, SnapshotTarget, resolve,
+};
 
-use super::copy::{self, Copy, Source, is_stream, is_zero_when_new};
-use super::failure::{Doing, Failure, Outcome};
+use super::copy::{self, is_stream, is_zero_when_new};
+use super::failure::{Doing, Failure, Outcome, told};
 use super::getopt::Parsed;
 use super::open::{Cache, Want};
 use super::partial::Partial;
@@ -46,13 +48,13 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let copied = tool.progress(parsed).run(|task| -> Outcome<()> {
         let (disk, partial) = open_target(tool, parsed, &plan, total, task)?;
         let quiet = parsed.has("quiet");
-        let say = |message: &str| {
+        let say = |error: &Error| {
             if !quiet {
-                tool.say(message);
+                tool.say(&told(error));
             }
         };
         let copy = Copy {
-            sources: disks.iter().map(|disk| Source { disk, start: 0, len: disk.size() }).collect(),
+            sources: disks.iter().map(|disk| CopySource { disk, start: 0, len: disk.size() }).collect(),
             target: &disk,
             target_start: 0,
             target_is_zero: match plan.create {

@@ -1,8 +1,8 @@
 //! `dd`: copy blocks of an image.
 
-use umbra_block::{Disk, NodeSpec};
+use umbra_block::{Copy, CopySource, Disk, NodeSpec};
 
-use super::copy::{Copy, Source, is_stream, is_zero_when_new};
+use super::copy::{is_stream, is_zero_when_new};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::open::{Cache, Want};
@@ -43,7 +43,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         let spec = NodeSpec::new(output.clone(), Some(format)).writable();
         let made: Disk = tool.open_spec(&spec, Cache::default())?;
         let copy = Copy {
-            sources: vec![Source { disk: &disk, start, len }],
+            sources: vec![CopySource { disk: &disk, start, len }],
             target: &made,
             target_start: 0,
             target_is_zero: is_zero_when_new(&made),

@@ -104,6 +104,7 @@ pub fn told(error: &Error) -> String {
         }
         Error::NotThisFormat { format, reason, .. } => format!("Image is not in {format} format: {reason}"),
         Error::Reference { role, source, .. } => format!("Could not open {role}: {}", told(source)),
+        Error::Copy { doing, at, source } => format!("error while {doing} at byte {at}: {}", told(source)),
         Error::NotFound { kind: "format", name } => format!("Unknown driver '{name}'"),
         Error::WrongSecret => "Invalid password, cannot unlock any keyslot".to_owned(),
         Error::Unsupported(what) => what.clone(),

@@ -1,7 +1,7 @@
 //! `rebase`: give an overlay another backing file, and keep its content: what the new one has differently is copied into the
 //! overlay first, and made durable before the name is changed.
 
-use umbra_block::{BackingRef, BackingSpec, Disk, Error, NodeSpec, Task, resolve};
+use umbra_block::{BackingRef, BackingSpec, Disk, Error, NodeSpec, copy_differences, resolve};
 
 use super::failure::{Doing, Failure, Outcome, told};
 use super::getopt::Parsed;
@@ -44,7 +44,6 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         return Err(Failure::new("Compression not supported for this file format"));
     }
     tool.progress(parsed).run(|task| copy_differences(&disk, new.as_ref(), compress, task))?;
-    disk.flush()?;
     set_backing(&disk, reference.as_ref())?;
     disk.close()?;
     Ok(0)
@@ -90,73 +89,4 @@ fn open_new(tool: &Tool, image: &str, reference: &BackingRef, cache: Cache) -> O
     let mut spec = NodeSpec::new(path.clone(), reference.format.as_deref());
     spec.file = file_spec(&path);
     tool.open_spec(&spec, cache).doing(|| format!("Could not open new backing file '{path}'"))
-}
-
-/// Copies into the overlay what it has by its old backing file and would have differently by the new one.
-fn copy_differences(disk: &Disk, new: Option<&Disk>, compress: bool, task: &Task<'_>) -> Outcome<()> {
-    let geometry = disk.geometry();
-    let size = geometry.size;
-    let unit = match geometry.compression {
-        Some(compression) if compress => compression.unit,
-        _ => geometry.zero_unit.max(4096),
-    };
-    let piece = unit.max(512 << 10);
-    let mut buffers = [vec![0; piece as usize], vec![0; piece as usize]];
-    let mut at = 0;
-    while at < size {
-        task.at(at, size)?;
-        let (allocated, len) = disk.is_allocated(at, size - at)?;
-        // Whole units, because a unit that is begun is the overlay's.
-        if allocated {
-            at += len.max(1);
-            continue;
-        }
-        if let Some(len) = both_zero(disk, new, at, len)? {
-            at += len;
-            continue;
-        }
-        let len = len.min(piece - at % piece);
-        let [old_bytes, new_bytes] = &mut buffers;
-        let (old_bytes, new_bytes) = (&mut old_bytes[..len as usize], &mut new_bytes[..len as usize]);
-        disk.read(at, old_bytes)?;
-        read_or_zero(new, at, new_bytes)?;
-        for (index, (old, new)) in
-            old_bytes.chunks(unit as usize).zip(new_bytes.chunks(unit as usize)).enumerate()
-        {
-            if old != new {
-                let to = at + index as u64 * unit;
-                match compress {
-                    true => disk.write_compressed(to, old)?,
-                    false => disk.write(to, old)?,
-                }
-            }
-        }
-        at += len;
-    }
-    task.at(size, size)?;
-    Ok(())
-}
-
-/// How many bytes read as zeroes with either backing file.
-fn both_zero(disk: &Disk, new: Option<&Disk>, at: u64, len: u64) -> Outcome<Option<u64>> {
-    let old = disk.block_status(at, len)?;
-    if !old.zero {
-        return Ok(None);
-    }
-    let len = old.len.max(1);
-    let Some(new) = new.filter(|new| at < new.size()) else { return Ok(Some(len)) };
-    let status = new.block_status(at, len.min(new.size() - at))?;
-    Ok(status.zero.then_some(status.len.max(1)))
-}
-
-/// Reads a backing disk, which may end before.
-fn read_or_zero(disk: Option<&Disk>, at: u64, bytes: &mut [u8]) -> Outcome<()> {
-    let have = disk.map_or(0, |disk| disk.size().saturating_sub(at)).min(bytes.len() as u64) as usize;
-    if let Some(disk) = disk
-        && have > 0
-    {
-        disk.read(at, &mut bytes[..have])?;
-    }
-    bytes[have..].fill(0);
-    Ok(())
 }
