@@ -163,4 +163,35 @@ impl Runs {
         self.0.insert(first, last - first);
         true
     }
+
+    /// Whether one of `len` places from `start` on is taken.
+    fn touches(&self, start: u64, len: u64) -> bool {
+        let before = self.0.range(..start.saturating_add(len)).next_back();
+        len > 0 && before.is_some_and(|(&first, &run)| first.saturating_add(run) > start)
+    }
+}
+
+/// What of a file is not the disk's data: headers and tables. An image whose own parts lie on each other, or whose data
+/// lies on them, would be destroyed by a write, so it is only read.
+#[derive(Debug, Default)]
+pub(crate) struct Reserved(Runs);
+
+impl Reserved {
+    /// Reserves a range, in bytes, for `what`.
+    pub(crate) fn add(&mut self, what: &str, offset: u64, len: u64) -> Result<()> {
+        match len == 0 || self.0.add(offset, len) {
+            true => Ok(()),
+            false => Err(Error::corrupt(format!("its {what} at {offset} lies on other metadata"))),
+        }
+    }
+
+    /// Fails where data in a range would lie on what is reserved.
+    pub(crate) fn refuse(&self, offset: u64, len: u64) -> Result<()> {
+        match self.0.touches(offset, len) {
+            false => Ok(()),
+            true => Err(Error::corrupt(format!(
+                "data at {offset} lies on metadata; writing there would destroy the image"
+            ))),
+        }
+    }
 }

@@ -26,4 +26,6 @@ pub fn register(registry: &mut Registry) {
 }
 
 #[cfg(test)]
+mod hostile_test;
+#[cfg(test)]
 mod model_test;

@@ -46,6 +46,16 @@ impl Table {
         Self { storage, offset, len, pages: Mutex::default() }
     }
 
+    /// Where it is.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// The `N` bytes of entry `index`.
     pub(crate) fn entry<const N: usize>(&self, index: u64) -> Result<[u8; N]> {
         let at = self.place(index, N as u64)?;

@@ -44,19 +44,12 @@ impl FormatDriver for Vdi {
         if offset + table_len > len {
             return Err(wrong("its table of blocks goes beyond its end".into()));
         }
-        // A header that says less than the file has would put a new block onto an old one.
-        let unit = u64::from(header.block_size.get());
-        let filled = len.saturating_sub(header.offset_data.get().into()).div_ceil(unit);
-        let next = match request.storage.info().fixed_len {
-            true => header.blocks_allocated.get(),
-            false => header.blocks_allocated.get().max(u32::try_from(filled).unwrap_or(u32::MAX)),
-        };
         Ok(Box::new(Image {
             blocks: Table::new(request.storage.clone(), offset, table_len),
             storages: [request.storage.clone()],
             name: request.name.to_owned(),
             writable: !request.read_only,
-            next: Mutex::new(next),
+            next: Mutex::new(None),
             flushing: Mutex::new(()),
             header,
         }))

@@ -124,6 +124,10 @@ impl Header {
         if u64::from(self.blocks.get()) > BLOCKS_MAX {
             return refuse("number of blocks", self.blocks.get().into());
         }
+        let table_end = u64::from(self.offset_blocks.get()) + u64::from(self.blocks.get()) * 4;
+        if u64::from(self.offset_data.get()) < table_end {
+            return refuse("data's offset, in its table,", self.offset_data.get().into());
+        }
         if self.disk_size.get() > u64::from(self.blocks.get()) * u64::from(self.block_size.get()) {
             return refuse("size beyond that of its blocks", self.disk_size.get());
         }

@@ -33,8 +33,8 @@ struct Image {
     header: Header,
     blocks: Table,
     writable: bool,
-    /// Number of the place that the next new block gets.
-    next: Mutex<u32>,
+    /// Number of the place that the next new block gets. `None` until somebody allocates.
+    next: Mutex<Option<u32>>,
     /// Guards the order of a flush.
     flushing: Mutex<()>,
 }
@@ -66,10 +66,42 @@ impl Image {
         &self.storages[0]
     }
 
+    /// Finds the place behind all blocks, wherever header, table and file say that they are.
+    fn find_next(&self) -> Result<u32> {
+        let mut next = self.header.blocks_allocated.get();
+        if !self.storage().info().fixed_len {
+            let data = self.storage().len()?.saturating_sub(self.header.offset_data.get().into());
+            next = next.max(u32::try_from(data.div_ceil(self.unit())).unwrap_or(u32::MAX));
+        }
+        for block in 0..self.header.blocks.get().into() {
+            let place = u32::from_le_bytes(self.blocks.entry(block)?);
+            if place < ZERO {
+                next = next.max(place + 1);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Takes the place of a new block.
+    fn allocate(&self) -> Result<u32> {
+        let mut next = hold(&self.next);
+        let place = match *next {
+            Some(place) => place,
+            None => self.find_next()?,
+        };
+        if place >= ZERO - 1 {
+            return Err(Error::Refused(
+                "the image has as many blocks as its format allows; convert it to another".into(),
+            ));
+        }
+        *next = Some(place + 1);
+        Ok(place)
+    }
+
     fn flush_all(&self) -> Result<()> {
         let _order = hold(&self.flushing);
-        if self.blocks.is_changed() {
-            let next = *hold(&self.next);
+        let next = *hold(&self.next);
+        if let Some(next) = next.filter(|_| self.blocks.is_changed()) {
             let mut header = self.header.clone();
             header.blocks_allocated = next.into();
             // Blocks whose end was never written are whole all the same.
@@ -147,16 +179,7 @@ impl FormatWrite for Image {
         }
         let (block, within) = (offset / self.unit(), offset % self.unit());
         let len = len.min(self.unit() - within);
-        let place = {
-            let mut next = hold(&self.next);
-            let place = *next;
-            *next = place.checked_add(1).filter(|&next| next < ZERO).ok_or_else(|| {
-                Error::Refused(
-                    "the image has as many blocks as its format allows; convert it to another".into(),
-                )
-            })?;
-            place
-        };
+        let place = self.allocate()?;
         let token = Box::new(Pending { block, place });
         let start = self.offset_of(place);
         Ok(Some(in_new_unit(&**self.storage(), start, self.unit(), within, len, token)))

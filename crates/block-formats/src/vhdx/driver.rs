@@ -89,13 +89,17 @@ impl FormatDriver for Vhdx {
             }
         }
         let pages = needed.next_multiple_of(layout::PAGE);
+        let session = match request.read_only {
+            true => None,
+            false => Some(Session::new(slot, header, [table, region])?),
+        };
         Ok(Box::new(Image {
             table: Table::new(storage.clone(), table.offset, pages.min(table.len)),
             storages: [storage],
             name: name.to_owned(),
             metadata,
             backing,
-            session: (!request.read_only).then(|| Session::new(slot, header, len)),
+            session,
             bits: Mutex::new(None),
         }))
     }

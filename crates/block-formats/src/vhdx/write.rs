@@ -8,17 +8,21 @@ use umbra_block::{
 };
 use zerocopy::IntoBytes;
 
-use super::layout::{Guid, HEADERS, Header, MIB};
+use super::layout::{Guid, HEADERS, Header, MIB, Range};
 use super::log::{self, PAGES_MAX};
 use super::{Image, PRESENT};
-use crate::common::{Unit, absent_run, hold, in_new_unit, in_place, pending, random_uuid, unsupported};
+use crate::common::{
+    Reserved, Unit, absent_run, hold, in_new_unit, in_place, pending, random_uuid, unsupported,
+};
 
 /// What an image that is written has.
 #[derive(Debug)]
 pub(super) struct Session {
     state: Mutex<State>,
-    /// Where the next block goes.
-    end: Mutex<u64>,
+    /// Where the next block goes. `None` until somebody allocates.
+    end: Mutex<Option<u64>>,
+    /// Where no block may be.
+    reserved: Reserved,
 }
 
 #[derive(Debug)]
@@ -64,9 +68,15 @@ impl State {
 
 impl Session {
     /// Begins with a file whose log is empty.
-    pub(super) fn new(slot: usize, header: Header, file_len: u64) -> Session {
+    pub(super) fn new(slot: usize, header: Header, regions: [Range; 2]) -> Result<Session> {
+        let mut reserved = Reserved::default();
+        reserved.add("headers", 0, MIB)?;
+        reserved.add("log", header.log_offset.get(), header.log_len.get().into())?;
+        for region in regions {
+            reserved.add("region", region.offset, region.len)?;
+        }
         let state = State { header, slot, sequence: 0, begun: false };
-        Session { state: Mutex::new(state), end: Mutex::new(file_len.next_multiple_of(MIB)) }
+        Ok(Session { state: Mutex::new(state), end: Mutex::new(None), reserved })
     }
 }
 
@@ -96,7 +106,7 @@ impl Image {
         if self.table.is_changed() {
             state.begin(self.storage())?;
             // Blocks whose end was never written are whole all the same.
-            let end = *hold(&session.end);
+            let end = hold(&session.end).unwrap_or(0);
             if self.storage().len()? < end && !self.storage().info().fixed_len {
                 self.storage().set_len(end)?;
             }
@@ -132,6 +142,30 @@ impl Image {
         Ok(())
     }
 
+    /// Finds the end of the file and of all blocks, wherever the table says that they are.
+    fn find_end(&self) -> Result<u64> {
+        let mut end = self.storage().len()?;
+        for block in 0..self.metadata.blocks() {
+            if let Unit::At(start) = self.look(block)? {
+                end = end.max(start.saturating_add(self.metadata.block));
+            }
+        }
+        end.checked_next_multiple_of(MIB)
+            .ok_or_else(|| Error::corrupt("a block lies behind the end of all files"))
+    }
+
+    /// Takes the place of a new block.
+    fn allocate(&self, session: &Session) -> Result<u64> {
+        let mut end = hold(&session.end);
+        let start = match *end {
+            Some(end) => end,
+            None => self.find_end()?,
+        };
+        let next = start.checked_add(self.metadata.block).filter(|next| *next <= i64::MAX as u64);
+        *end = Some(next.ok_or_else(|| Error::Refused("the image is as large as a file can be".into()))?);
+        Ok(start)
+    }
+
     fn session(&self) -> Result<&Session> {
         self.session.as_ref().ok_or_else(|| Error::ReadOnly("write".into()))
     }
@@ -150,18 +184,13 @@ impl FormatWrite for Image {
         let within = offset % unit;
         let len = len.min(unit - within);
         if let Unit::At(start) = self.look(block)? {
+            session.reserved.refuse(start, unit)?;
             return Ok(Some(in_place(Place::plain(StorageId(0), start + within), len)));
         }
         if how == Prepare::InPlace {
             return Ok(None);
         }
-        let start = {
-            let mut end = hold(&session.end);
-            let start = *end;
-            let next = start.checked_add(unit).filter(|next| *next <= i64::MAX as u64);
-            *end = next.ok_or_else(|| Error::Refused("the image is as large as a file can be".into()))?;
-            start
-        };
+        let start = self.allocate(session)?;
         let token = Box::new(Pending { block, start });
         Ok(Some(in_new_unit(&**self.storage(), start, unit, within, len, token)))
     }

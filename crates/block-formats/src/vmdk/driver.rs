@@ -91,7 +91,7 @@ fn backing_of(descriptor: &Descriptor) -> Result<Option<BackingRef>> {
 
 /// A file of grains with its descriptor inside, or one of an early ESX server, which has none.
 fn open_sparse(request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
-    let sparse = Sparse::open(request.storage.clone())?;
+    let mut sparse = Sparse::open(request.storage.clone())?;
     let (descriptor, place) = match sparse.descriptor {
         Some((offset, len)) => {
             let (text, len) = read_text(&*request.storage, offset, len)?;
@@ -103,8 +103,8 @@ fn open_sparse(request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
         }
     };
     let writable = !request.read_only;
-    if writable && !sparse.writable {
-        return Err(cannot_write());
+    if writable {
+        begin_writing(&mut sparse)?;
     }
     let len = sparse.len;
     let extent = DiskExtent {
@@ -128,8 +128,19 @@ fn open_sparse(request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
     }))
 }
 
-fn cannot_write() -> Error {
-    Error::Unsupported("writing to this kind of VMDK extent; convert it, or put a qcow2 overlay on it".into())
+fn begin_writing(sparse: &mut Sparse) -> Result<()> {
+    match sparse.writable {
+        true => sparse.begin_writing(),
+        false => Err(Error::Unsupported(
+            "writing to this kind of VMDK extent; convert it, or put a qcow2 overlay on it".into(),
+        )),
+    }
+}
+
+/// Whether two storages are one file.
+fn is_same(one: &Arc<dyn Storage>, other: &Arc<dyn Storage>) -> bool {
+    let identity = one.info().identity;
+    Arc::ptr_eq(one, other) || identity.is_some() && identity == other.info().identity
 }
 
 /// A descriptor in a file of its own.
@@ -184,6 +195,12 @@ fn open_part(
     let access = if writable { Access::ReadWrite } else { Access::Read };
     let storage =
         request.environment.open_referenced(request.spec, &line.file, Referenced::Extent, access)?;
+    if writable && storages.iter().any(|other| is_same(other, &storage)) {
+        return Err(Error::corrupt(format!(
+            "file '{}' is a part of it twice; it can only be read",
+            line.file
+        )));
+    }
     let id = StorageId(storages.len());
     storages.push(storage.clone());
     if line.kind == Kind::Flat {
@@ -194,9 +211,9 @@ fn open_part(
         let start = start.ok_or_else(|| Error::corrupt("a flat extent behind the end of all files"))?;
         return Ok(Part::Flat(id, start));
     }
-    let sparse = Sparse::open(storage)?;
-    if writable && !sparse.writable {
-        return Err(cannot_write());
+    let mut sparse = Sparse::open(storage)?;
+    if writable {
+        begin_writing(&mut sparse)?;
     }
     match sparse.len >= len {
         true => Ok(Part::Sparse(id, Box::new(sparse))),

@@ -1,18 +1,21 @@
 //! Two levels of tables from grains to places in a file: a directory of tables, and perhaps a second copy of both.
 //!
 //! Constraints: memory is one [`Table`] for the directory and at most [`TABLES_MAX`] grain tables. Changed tables are
-//! written by [`Grains::write_back`] only, when what they point to is durable.
+//! written by [`Grains::write_back`] only, when what they point to is durable. For writing, the directories are read as a
+//! whole, and a table is looked at when it is first read: nothing may lie on metadata, or where new grains go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use umbra_block::{Error, Result, Storage, StorageExt};
 
-use crate::common::hold;
+use crate::common::{Reserved, at_most, hold};
 use crate::table::Table;
 
 /// Grain tables of one extent that are kept.
 const TABLES_MAX: usize = 256;
+/// Entries of a directory that is written: 2 TiB, which is all that an extent can have, need a quarter of it.
+const DIRECTORY_MAX: u64 = 4 << 20;
 
 #[derive(Debug)]
 struct Kept {
@@ -25,6 +28,21 @@ struct Kept {
 struct Cache {
     tables: BTreeMap<u64, Kept>,
     clock: u64,
+    /// Tables whose entries were looked at.
+    seen: HashSet<u64>,
+}
+
+/// What the entries of a file that is written are held against.
+#[derive(Debug)]
+pub(super) struct Guard {
+    /// Where its metadata is.
+    pub reserved: Reserved,
+    /// Where new grains begin.
+    pub end: u64,
+    /// Bytes of the file that a grain takes, at least.
+    pub grain: u64,
+    /// The smallest entry that is a place.
+    pub first: u64,
 }
 
 /// How entries of the directory tell where tables are.
@@ -50,6 +68,7 @@ pub(super) struct Grains {
     entries: u64,
     /// Bytes of one entry.
     entry: u64,
+    guard: Option<Guard>,
     cache: Mutex<Cache>,
 }
 
@@ -74,8 +93,52 @@ impl Grains {
             form,
             entries,
             entry,
+            guard: None,
             cache: Mutex::default(),
         }
+    }
+
+    /// Reserves the directories and all tables, which must lie before `end`.
+    pub(super) fn reserve(&self, reserved: &mut Reserved, end: u64) -> Result<()> {
+        at_most("the length of the grain directory", self.directory.len() / self.entry, DIRECTORY_MAX)?;
+        let directories = [Some(&self.directory), self.second.as_ref()];
+        for directory in directories.into_iter().flatten() {
+            reserved.add("grain directory", directory.offset(), directory.len())?;
+            for number in 0..directory.len() / self.entry {
+                let Some(place) = self.table(directory, number)? else { continue };
+                if place.saturating_add(self.table_len()) > end {
+                    return Err(Error::corrupt(format!("grain table {number} lies behind the file's end")));
+                }
+                reserved.add("grain table", place, self.table_len())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on tables are looked at when they are read.
+    pub(super) fn guard(&mut self, guard: Guard) {
+        self.guard = Some(guard);
+        *hold(&self.cache) = Cache::default();
+    }
+
+    /// Fails where a table that is read for the first time refers to what is no data.
+    fn look_at(&self, seen: &mut HashSet<u64>, number: u64, bytes: &[u8]) -> Result<()> {
+        let Some(guard) = self.guard.as_ref().filter(|_| !seen.contains(&number)) else { return Ok(()) };
+        // Only hosted extents are written; their entries have 32 bits.
+        for (index, entry) in bytes.as_chunks::<4>().0.iter().enumerate() {
+            let sector = u64::from(u32::from_le_bytes(*entry));
+            if sector < guard.first {
+                continue;
+            }
+            let place = sector * 512;
+            if place + guard.grain > guard.end {
+                let grain = number * self.entries + index as u64;
+                return Err(Error::corrupt(format!("grain {grain} lies behind the file's end; was it cut?")));
+            }
+            guard.reserved.refuse(place, guard.grain)?;
+        }
+        seen.insert(number);
+        Ok(())
     }
 
     /// Where table `number` is.
@@ -142,6 +205,7 @@ impl Grains {
                 }
             }
             let bytes = self.storage.read_vec(place, (self.entries * self.entry) as usize)?;
+            self.look_at(&mut cache.seen, number, &bytes)?;
             cache.tables.insert(number, Kept { bytes: bytes.into_boxed_slice(), changed: false, used: now });
         }
         let Some(kept) = cache.tables.get_mut(&number) else { return Ok(None) };
@@ -155,6 +219,7 @@ impl Grains {
         let zeroes = vec![0; self.table_len() as usize];
         self.storage.write_at(place, &zeroes)?;
         self.directory.set(number, sector(place)?)?;
+        hold(&self.cache).seen.insert(number);
         if let Some(second) = &self.second {
             let copy = place + self.table_len();
             self.storage.write_at(copy, &zeroes)?;

@@ -3,14 +3,14 @@
 //! Authority: VMware, "Virtual Disk Format 5.0", "Hosted Sparse Extents", "ESXi Host Sparse Extents" and "Stream-Optimized
 //! Compressed Sparse Extents". VMware has not published seSparse; its layout here is what its images show, and is only read.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use umbra_block::{Error, Result, Storage, StorageExt};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::grains::{Directory, Grains};
-use crate::common::Unit;
+use super::grains::{Directory, Grains, Guard};
+use crate::common::{Reserved, Unit};
 
 pub(super) const SECTOR: u64 = 512;
 pub(super) const MAGIC: &[u8; 4] = b"KDMV";
@@ -281,6 +281,23 @@ impl Sparse {
             se_base: shape.se_base,
             descriptor: shape.descriptor,
         })
+    }
+
+    /// Makes it ready for writing: refuses one whose parts lie on each other, and keeps new grains off what is there.
+    pub(super) fn begin_writing(&mut self) -> Result<()> {
+        let mut reserved = Reserved::default();
+        reserved.add("header", 0, SECTOR)?;
+        if let Some((offset, len)) = self.descriptor {
+            reserved.add("descriptor", offset, len)?;
+        }
+        let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.grains.reserve(&mut reserved, *end)?;
+        // The last grain may end behind the file. Of one that is compressed only the marker's length is known.
+        let grain = if self.compressed { SECTOR } else { self.grain };
+        *end = end.next_multiple_of(grain);
+        let first = if self.zeroed { ZEROED + 1 } else { 1 };
+        self.grains.guard(Guard { reserved, end: *end, grain, first });
+        Ok(())
     }
 
     /// What is at a grain: data as it is, or compressed behind a marker.

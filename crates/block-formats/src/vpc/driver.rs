@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::header::{BLOCK, COOKIE, DIFFERENCING, DYNAMIC, Dynamic, FIXED, Footer, SECTOR};
 use super::{Blocks, Image, parent};
-use crate::common::random_uuid;
+use crate::common::{Reserved, random_uuid};
 
 /// The format `vpc`.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +62,7 @@ impl FormatDriver for Vpc {
         let size = footer.size().map_err(wrong)?;
         let kind = footer.kind.get();
         let (mut blocks, mut backing) = (None, None);
+        let mut reserved = Reserved::default();
         if kind == FIXED {
             if size > len.saturating_sub(SECTOR) {
                 return Err(wrong("it is shorter than its disk".into()));
@@ -75,6 +76,12 @@ impl FormatDriver for Vpc {
                 backing = Some(parent::find(&header, &*storage)?);
             }
             blocks = Some(Blocks::new(&header, &storage));
+            if !request.read_only {
+                reserved.add("footer's copy", 0, SECTOR)?;
+                reserved.add("dynamic header", footer.data_offset.get(), size_of::<Dynamic>() as u64)?;
+                let table_len = (u64::from(header.entries.get()) * 4).next_multiple_of(SECTOR);
+                reserved.add("table of blocks", header.table_offset.get(), table_len)?;
+            }
         }
         if backing.is_some() && !request.read_only {
             return Err(Error::Unsupported(
@@ -88,6 +95,7 @@ impl FormatDriver for Vpc {
             footer,
             blocks,
             backing,
+            reserved,
             writable: !request.read_only,
         }))
     }

@@ -16,7 +16,7 @@ use umbra_block::{
 };
 use zerocopy::IntoBytes;
 
-use crate::common::{Unit, absent_run, hold, in_new_unit, in_place, pending, run, unsupported};
+use crate::common::{Reserved, Unit, absent_run, hold, in_new_unit, in_place, pending, run, unsupported};
 use crate::table::Table;
 pub use driver::Vpc;
 use header::{Dynamic, Footer, SECTOR};
@@ -36,6 +36,8 @@ struct Image {
     /// `None` for a fixed image.
     blocks: Option<Blocks>,
     backing: Option<BackingRef>,
+    /// Where no block may be.
+    reserved: Reserved,
     writable: bool,
 }
 
@@ -227,6 +229,7 @@ impl FormatWrite for Image {
             return Ok(None);
         }
         if let Extent { mapping: Mapping::Data(place), len } = self.map(offset, len)? {
+            self.reserved.refuse(place.offset, len)?;
             return Ok(Some(in_place(place, len)));
         }
         let Some(blocks) = self.blocks.as_ref().filter(|_| how == Prepare::Allocate) else { return Ok(None) };
