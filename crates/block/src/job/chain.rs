@@ -47,7 +47,7 @@ pub fn copy_differences(disk: &Disk, new: Option<&Disk>, compress: bool, task: &
         Some(compression) if compress => compression.unit,
         _ => geometry.zero_unit.max(1),
     };
-    let chunk = unit.max(UNIT_MIN);
+    let chunk = if compress { unit } else { unit.max(UNIT_MIN) };
     let piece = chunk.max(PIECE);
     let whole = |at: u64, len: u64| if at + len >= size { size - at } else { len - len % unit };
     let mut buffers = [vec![0; piece as usize], vec![0; piece as usize]];

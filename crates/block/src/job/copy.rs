@@ -93,16 +93,15 @@ impl<'a> Scanner<'a> {
                     (self.at + len, kind)
                 }
             };
-            let Some(kind) = kind else {
-                let len = end - self.at;
-                done.fetch_add(len, Ordering::Relaxed);
-                (self.at, self.to) = (end, self.to + len);
-                continue;
-            };
-            let len = match kind {
+            let (kind, len) = match (kind, self.whole_units(source, end)) {
+                (None, len @ 1..) => {
+                    done.fetch_add(len, Ordering::Relaxed);
+                    (self.at, self.to) = (self.at + len, self.to + len);
+                    continue;
+                }
+                (Some(Kind::Zero), len @ 1..) => (Kind::Zero, len),
                 // Pieces end where units of the target do.
-                Kind::Data => self.data_len(source, end, piece),
-                Kind::Zero => end - self.at,
+                _ => (Kind::Data, self.data_len(source, end, piece)),
             };
             let job = Job { source: source.disk, from: source.start + self.at, to: self.to, len, kind };
             (self.at, self.to) = (self.at + len, self.to + len);
@@ -136,6 +135,17 @@ impl<'a> Scanner<'a> {
                 Ok((rest, Some(Kind::Data)))
             }
         }
+    }
+
+    /// Length of what there is no data in up to `end`. A unit that is compressed is written as a whole, also where it is
+    /// data only in part.
+    fn whole_units(&self, source: CopySource<'_>, end: u64) -> u64 {
+        let len = end - self.at;
+        if !self.copy.compress || end == source.len {
+            return len;
+        }
+        let stop = self.to + len;
+        (stop - stop % granule(self.copy)).saturating_sub(self.to)
     }
 
     /// Length of a piece of data: it ends at a unit of the target, also where that is behind the end of the run.
@@ -252,13 +262,7 @@ impl Copy<'_> {
         let bytes = &mut buffer[..len];
         self.read(job, bytes)?;
         if self.compress {
-            for (index, unit) in bytes.chunks(granule as usize).enumerate() {
-                let to = job.to + index as u64 * granule;
-                if !self.skips(unit) {
-                    self.target.write_compressed(to, unit).map_err(|error| writing(error, to))?;
-                }
-            }
-            return Ok(());
+            return self.write_units(job.to, bytes, granule);
         }
         let mut at = 0;
         while at < len {
@@ -281,6 +285,35 @@ impl Copy<'_> {
                 false => self.target.write(to, run),
             };
             result.map_err(|error| writing(error, to))?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Writes compressed. What is less than a unit, where sources meet or end, is written plain, or filled up with zeroes
+    /// where nothing else is behind it.
+    fn write_units(&self, start: u64, bytes: &[u8], granule: u64) -> Result<()> {
+        let size = self.target.size();
+        let sources_end = self.target_start + self.sources.iter().map(|source| source.len).sum::<u64>();
+        let mut at = 0;
+        while at < bytes.len() {
+            let to = start + at as u64;
+            let end = bytes.len().min(at + (granule - to % granule) as usize);
+            let unit = &bytes[at..end];
+            let stop = to + unit.len() as u64;
+            let begins = to.is_multiple_of(granule);
+            let written = if self.skips(unit) {
+                Ok(())
+            } else if begins && (unit.len() as u64 == granule || stop == size) {
+                self.target.write_compressed(to, unit)
+            } else if begins && stop == sources_end && self.target_is_zero {
+                let mut filled = unit.to_vec();
+                filled.resize(granule.min(size - to) as usize, 0);
+                self.target.write_compressed(to, &filled)
+            } else {
+                self.target.write(to, unit)
+            };
+            written.map_err(|error| copying("writing", to, error))?;
             at = end;
         }
         Ok(())

@@ -12,6 +12,8 @@ use crate::{Error, Options, Result, Secrets, Storage, StorageExt};
 const SLOT_ALIGN: u64 = 4096;
 /// Time that a passphrase takes, where nothing else is asked for.
 const ITER_TIME_MS: u64 = 2000;
+/// For how long rounds are measured, at most.
+const MEASURE_MAX: Duration = Duration::from_millis(20);
 /// The fewest rounds.
 const ROUNDS_MIN: u32 = 1000;
 
@@ -75,7 +77,7 @@ fn rounds_for(hash: Hash, time: Duration, out_len: usize) -> u32 {
         let mut out = vec![0; out_len];
         hash.pbkdf2(b"passphrase", &[7; 32], rounds, &mut out);
         let taken = started.elapsed();
-        if taken >= Duration::from_millis(20) || rounds >= 1 << 26 {
+        if taken >= MEASURE_MAX.min(time) || rounds >= 1 << 26 {
             let wanted = f64::from(rounds) * time.as_secs_f64() / taken.as_secs_f64().max(1e-6);
             return (wanted.min(f64::from(super::ITERATIONS_MAX)) as u32).max(ROUNDS_MIN);
         }

@@ -200,9 +200,11 @@ impl Plan {
         if self.data_file_raw && self.data_file.is_none() {
             return Err(Error::option("data-file-raw requires data-file"));
         }
-        if self.preallocation != Preallocation::Off && self.encrypt.is_some() {
-            // What is allocated would read as deciphered zeroes.
-            return Err(Error::Unsupported("preallocation of an encrypted image; leave it off".to_owned()));
+        if self.preallocation != Preallocation::Off && self.encrypt.is_some() && self.version < 3 {
+            // What is allocated would read as deciphered zeroes, and version 2 cannot say that it does not.
+            return Err(Error::Unsupported(
+                "preallocation of an encrypted image of version 2; use compat=v3, or leave it off".to_owned(),
+            ));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Zeroes and discards without data I/O, and changes of size.
 
 use super::Qcow2;
-use super::header::DATA_FILE_RAW;
+use super::header::{Crypt, DATA_FILE_RAW};
 use super::layout::{ALL_ALLOCATED, Entry, ZERO};
 use super::meta::Meta;
 use crate::raw::preallocate;
@@ -170,7 +170,8 @@ impl Meta {
             return Ok(());
         }
         if self.header.version < 3 {
-            return match host.filter(|_| entry.copied()) {
+            // Where the file's zeroes are no zeroes of the disk, it stays as it is.
+            return match host.filter(|_| entry.copied() && self.header.crypt == Crypt::None) {
                 Some(host) => self.file.discard(host, layout.cluster()),
                 None => Ok(()),
             };
@@ -226,7 +227,7 @@ impl Meta {
         Ok(())
     }
 
-    /// Maps `start..end`, all of it, to clusters of zeroes.
+    /// Gives `start..end`, all of it, places: clusters of zeroes, or of nothing where entries have subclusters.
     pub(super) fn preallocate(
         &mut self,
         start: u64,
@@ -235,6 +236,10 @@ impl Meta {
         task: &Task<'_>,
     ) -> Result<()> {
         let layout = self.layout;
+        let encrypted = self.header.crypt != Crypt::None;
+        if encrypted && self.header.version < 3 {
+            return Err(Error::Unsupported("preallocation of an encrypted image of version 2".to_owned()));
+        }
         let mut guest = layout.start(start);
         while guest < end {
             self.relieve()?;
@@ -262,8 +267,14 @@ impl Meta {
             storage.write_zeroes(host, until - host, true)?;
             preallocate(&*storage, host, until, preallocation, &Task::quiet())?;
             for i in 0..count {
-                let step = i * layout.cluster();
-                self.set_entry(table, layout.l2_index(guest) + i, Entry::data(host + step, layout))?;
+                let mut entry = Entry::data(host + i * layout.cluster(), layout);
+                // With subclusters the cluster has a place, and none of them is in use: a backing file shows through.
+                entry.bitmap = 0;
+                if encrypted && !layout.extended {
+                    // The file's zeroes are no zeroes of the disk.
+                    entry.word |= ZERO;
+                }
+                self.set_entry(table, layout.l2_index(guest) + i, entry)?;
             }
             guest += len;
         }

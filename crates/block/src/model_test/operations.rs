@@ -1,0 +1,56 @@
+//! The operations, and how often each is drawn.
+
+/// What is done with an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    Write,
+    Read,
+    Zero,
+    Discard,
+    Flush,
+    Reopen,
+    Compressed,
+    Status,
+    SnapshotCreate,
+    SnapshotApply,
+    SnapshotDelete,
+    VmState,
+    Resize,
+    Overlay,
+    Commit,
+    CommitFar,
+    Rebase,
+    RebaseUnsafe,
+    Empty,
+    Amend,
+    AddKey,
+    Bitmap,
+    Check,
+}
+
+/// All operations, with their weights.
+pub(super) const OPERATIONS: &[(Operation, u64)] = &[
+    (Operation::Write, 360),
+    (Operation::Read, 140),
+    (Operation::Zero, 90),
+    (Operation::Discard, 60),
+    (Operation::Flush, 50),
+    (Operation::Reopen, 20),
+    (Operation::Compressed, 70),
+    (Operation::Status, 40),
+    (Operation::SnapshotCreate, 28),
+    (Operation::SnapshotApply, 24),
+    (Operation::SnapshotDelete, 20),
+    (Operation::VmState, 8),
+    (Operation::Resize, 20),
+    (Operation::Overlay, 6),
+    (Operation::Commit, 7),
+    (Operation::CommitFar, 2),
+    (Operation::Rebase, 6),
+    (Operation::RebaseUnsafe, 2),
+    (Operation::Empty, 1),
+    (Operation::Amend, 6),
+    (Operation::AddKey, 2),
+    (Operation::Bitmap, 4),
+    (Operation::Check, 4),
+];
