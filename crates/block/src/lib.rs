@@ -36,7 +36,7 @@ mod power_test;
 mod test_help;
 
 pub use check::{CheckReport, Finding, Repair};
-pub use disk::{BlockStatus, Disk, Drained, Node};
+pub use disk::{Aio, BlockStatus, Disk, Done, Drained, Node, Queue, Request};
 pub use error::{Error, Result};
 pub use format::{
     BackingRef, BitmapInfo, Bitmaps, Codec, Compression, Extent, Format, FormatWrite, Geometry, Mapping,
@@ -44,7 +44,7 @@ pub use format::{
 };
 pub use info::{ImageInfo, InfoValue};
 pub use io::{
-    Access, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder, RecordingStorage,
+    Access, FileHandle, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder, RecordingStorage,
     Run, Storage, StorageExt, StorageInfo,
 };
 pub use job::{Copy, CopySource, commit, copy_differences};

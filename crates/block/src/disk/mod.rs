@@ -6,17 +6,24 @@
 
 mod chain;
 mod codec;
+mod gate;
+mod plan;
+mod queue;
 mod range_lock;
 mod read;
 mod status;
 mod write;
 
 #[cfg(test)]
+mod queue_test;
+#[cfg(test)]
 mod range_lock_test;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, RwLock};
 
+use gate::Gate;
+pub use queue::{Aio, Done, Queue, Request};
 use range_lock::RangeLock;
 pub use status::BlockStatus;
 pub(crate) use write::is_zero;
@@ -118,7 +125,7 @@ impl Node {
 /// A disk: the top of a chain. All calls may come from many threads at once.
 #[derive(Debug)]
 pub struct Disk {
-    top: RwLock<Arc<Node>>,
+    gate: Gate,
     discard: Discard,
     detect_zeroes: DetectZeroes,
 }
@@ -134,7 +141,7 @@ impl Disk {
 
     /// A disk over a node that is open already.
     pub fn over(node: Arc<Node>) -> Self {
-        Self { top: RwLock::new(node), discard: Discard::Unmap, detect_zeroes: DetectZeroes::Off }
+        Self { gate: Gate::new(node), discard: Discard::Unmap, detect_zeroes: DetectZeroes::Off }
     }
 
     /// What becomes of discard requests and of writes of zeroes. A new disk unmaps and does not look for zeroes.
@@ -146,7 +153,7 @@ impl Disk {
 
     /// The node at the top.
     pub fn node(&self) -> Arc<Node> {
-        self.top.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+        self.gate.top()
     }
 
     /// The disk's size in bytes.
@@ -254,8 +261,7 @@ impl Disk {
 
     /// Waits until nothing is in flight, and keeps everything out until the guard is dropped.
     pub fn drain(&self) -> Drained<'_> {
-        let top = self.top.write().unwrap_or_else(|poison| poison.into_inner());
-        Drained { top }
+        Drained { top: self.gate.close(), gate: &self.gate }
     }
 
     /// Changes the disk's size. Making it smaller needs `shrink`.
@@ -375,15 +381,21 @@ impl Disk {
 
     /// Runs on the node that is the top while it runs: a node is exchanged only when nobody is in it.
     fn on_top<T>(&self, work: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
-        let top = self.top.read().unwrap_or_else(|poison| poison.into_inner());
-        work(&top)
+        work(self.gate.enter().node())
     }
 }
 
 /// A disk with nothing in flight. Requests wait until it is dropped.
 #[derive(Debug)]
 pub struct Drained<'a> {
-    top: RwLockWriteGuard<'a, Arc<Node>>,
+    top: Arc<Node>,
+    gate: &'a Gate,
+}
+
+impl Drop for Drained<'_> {
+    fn drop(&mut self) {
+        self.gate.open(self.top.clone());
+    }
 }
 
 impl Drained<'_> {

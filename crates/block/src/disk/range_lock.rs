@@ -51,6 +51,28 @@ impl RangeLock {
         self.take(start, end, true)
     }
 
+    /// Takes `start..end` with others, if nobody has part of it alone or waits for that. It is held until
+    /// [`RangeLock::release`] of the ticket.
+    pub(crate) fn try_shared(&self, start: u64, end: u64) -> Option<u64> {
+        let mut queue = self.queue();
+        let ticket = queue.next_ticket;
+        if queue.blocked(ticket, start, end, false) {
+            return None;
+        }
+        queue.next_ticket += 1;
+        queue.requests.push(Request { ticket, start, end, exclusive: false });
+        Some(ticket)
+    }
+
+    /// Gives back what a ticket stands for.
+    pub(crate) fn release(&self, ticket: u64) {
+        let mut queue = self.queue();
+        queue.requests.retain(|request| request.ticket != ticket);
+        if queue.waiting > 0 {
+            self.released.notify_all();
+        }
+    }
+
     fn take(&self, start: u64, end: u64, exclusive: bool) -> RangeGuard<'_> {
         let mut queue = self.queue();
         let ticket = queue.next_ticket;
@@ -76,10 +98,6 @@ impl Queue {
 
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
-        let mut queue = self.lock.queue();
-        queue.requests.retain(|request| request.ticket != self.ticket);
-        if queue.waiting > 0 {
-            self.lock.released.notify_all();
-        }
+        self.lock.release(self.ticket);
     }
 }

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{Access, IoBuf, IoSrc, LockMode, Run, Storage, StorageInfo, lock, slice_bufs, slice_srcs};
+use super::{
+    Access, FileHandle, IoBuf, IoSrc, LockMode, Run, Storage, StorageInfo, lock, slice_bufs, slice_srcs,
+};
 use crate::{Error, Result};
 
 /// Buffers that one system call takes.
@@ -440,5 +442,9 @@ impl Storage for FileStorage {
             fixed_len: self.block_device,
             identity: meta.map(|meta| (meta.dev(), meta.ino())),
         }
+    }
+
+    fn handle(&self) -> Option<FileHandle<'_>> {
+        Some(FileHandle { file: self.file.as_fd(), alignment: self.alignment })
     }
 }

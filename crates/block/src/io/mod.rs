@@ -8,17 +8,20 @@ mod file;
 mod lock;
 mod memory;
 mod recording;
+mod ring;
 
 #[cfg(test)]
 mod file_test;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 pub use buf::{IoBuf, IoSrc, slice_bufs, slice_srcs};
 pub use file::{FileStorage, FileStorageSpec};
 pub use lock::LockMode;
 pub use memory::MemoryStorage;
 pub use recording::{Recorder, RecordingStorage};
+pub(crate) use ring::{Memory, Op, Ring, Wake, at_once};
 
 use crate::Result;
 
@@ -55,6 +58,15 @@ pub struct Run {
     pub data: bool,
     /// Its length, at least 1.
     pub len: u64,
+}
+
+/// A file to which requests may go around its storage.
+#[derive(Debug, Clone, Copy)]
+pub struct FileHandle<'a> {
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Offsets, lengths and addresses of requests must be multiples of this.
+    pub alignment: u64,
 }
 
 /// Bytes at offsets.
@@ -117,6 +129,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// What it is.
     fn info(&self) -> StorageInfo;
+
+    /// The file, where reads and writes may go to the kernel as they are, offset for offset.
+    fn handle(&self) -> Option<FileHandle<'_>> {
+        None
+    }
 }
 
 /// Calls with plain slices, for metadata.

@@ -4,6 +4,7 @@
 //! Nothing here knows of virtual machines: it is a tool over `umbra_block`.
 
 mod amend;
+mod bench;
 mod bitmap;
 mod check;
 mod commit;

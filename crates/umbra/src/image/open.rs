@@ -4,9 +4,9 @@ use std::io::Read;
 use std::sync::Arc;
 
 use umbra_block::{
-    Access, BackingSpec, DetectZeroes, Discard, Disk, Environment, Error, FileSpec, FileStorageSpec,
-    HostFiles, IoBuf, IoSrc, LockMode, NodeSpec, Opener, Options, Result as BlockResult, Run, Storage,
-    StorageInfo,
+    Access, BackingSpec, DetectZeroes, Discard, Disk, Environment, Error, FileHandle, FileSpec,
+    FileStorageSpec, HostFiles, IoBuf, IoSrc, LockMode, NodeSpec, Opener, Options, Result as BlockResult,
+    Run, Storage, StorageInfo,
 };
 
 use super::failure::{Doing, Failure, Outcome};
@@ -362,6 +362,10 @@ impl Storage for NoFlush {
 
     fn info(&self) -> StorageInfo {
         self.0.info()
+    }
+
+    fn handle(&self) -> Option<FileHandle<'_>> {
+        self.0.handle()
     }
 }
 

@@ -4,8 +4,8 @@
 use super::failure::Outcome;
 use super::getopt::{Opt, Parsed};
 use super::{
-    Tool, amend, bitmap, check, commit, compare, convert, create, dd, info, map, measure, rebase, resize,
-    snapshot, tree,
+    Tool, amend, bench, bitmap, check, commit, compare, convert, create, dd, info, map, measure, rebase,
+    resize, snapshot, tree,
 };
 
 /// A command.
@@ -262,6 +262,27 @@ const BITMAP: &[Opt] = &[
     OBJECT,
 ];
 
+const BENCH: &[Opt] = &[
+    HELP,
+    QUIET,
+    FORMAT,
+    IMAGE_OPTS,
+    CACHE,
+    Opt::value('c', "count", "COUNT", "so many requests; 75000 where it is not given"),
+    Opt::value('s', "buffer-size", "SIZE", "bytes of a request; 4096 where it is not given"),
+    Opt::value('d', "depth", "DEPTH", "so many requests at once; 64 where it is not given"),
+    Opt::value('o', "offset", "OFFSET", "where the first begins"),
+    Opt::value('S', "step-size", "SIZE", "from where one begins to where the next does; a request's size"),
+    Opt::value('i', "aio", "AIO", "how: io_uring, native or threads"),
+    Opt::flag('n', "native", "the same as -i native"),
+    Opt::flag('w', "write", "write instead of reading"),
+    Opt::value(' ', "pattern", "BYTE", "write this byte; 0 where it is not given"),
+    Opt::value(' ', "flush-interval", "COUNT", "flush after so many writes"),
+    Opt::flag(' ', "no-drain", "do not wait for writes before a flush, nor for it"),
+    SHARE,
+    OBJECT,
+];
+
 const TREE: &[Opt] = &[HELP, FORMAT, OUTPUT, IMAGE_OPTS, OBJECT, SHARE];
 
 /// Every command.
@@ -273,6 +294,14 @@ pub const COMMANDS: &[Command] = &[
         options: AMEND,
         notes: "",
         run: amend::run,
+    },
+    Command {
+        name: "bench",
+        about: "measure how fast requests to an image are",
+        usage: "[-f FMT | --image-opts] [-t CACHE] [-c COUNT] [-d DEPTH] [-o OFFSET] [-s SIZE] [-S SIZE] [-i AIO] [-n]\n    [-w [--pattern BYTE] [--flush-interval COUNT [--no-drain]]] FILE",
+        options: BENCH,
+        notes: "Writing changes the image. Without -t none, the host's page cache is what is measured.",
+        run: bench::run,
     },
     Command {
         name: "bitmap",

@@ -1,0 +1,267 @@
+//! Reads and writes of files that nobody waits for: handed to the kernel through io_uring.
+//!
+//! Constraints: the kernel writes to a request's memory until it completes, so a ring keeps what belongs to a request,
+//! and is not gone before the last one has completed. Whoever makes a ring must let it be dropped. What the kernel does
+//! in part, or not at all, is done again by the storage itself, which knows of ends of files and of alignment.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::{fmt, io};
+
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use super::{IoBuf, IoSrc, Storage, slice_bufs, slice_srcs};
+use crate::Result;
+
+/// Bytes that one request to the kernel has at most: it does no more at once.
+const LEN_MAX: u64 = 1 << 30;
+/// Buffers that one request to the kernel has at most.
+const VECTORS_MAX: usize = 1024;
+/// The number of the request that waits for [`Wake`].
+const WAKE: u64 = u64::MAX;
+
+/// Memory of a request, and which way the bytes go.
+#[derive(Debug)]
+pub(crate) enum Memory<'m> {
+    Read(Vec<IoBuf<'m>>),
+    Write(Vec<IoSrc<'m>>),
+}
+
+/// A request for bytes of a storage that has a file.
+#[derive(Debug)]
+pub(crate) struct Op<'m> {
+    pub storage: Arc<dyn Storage>,
+    pub offset: u64,
+    pub memory: Memory<'m>,
+}
+
+impl Memory<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Memory::Read(bufs) => bufs.iter().map(|buf| buf.len() as u64).sum(),
+            Memory::Write(srcs) => srcs.iter().map(|src| src.len() as u64).sum(),
+        }
+    }
+
+    fn parts(&self) -> usize {
+        match self {
+            Memory::Read(bufs) => bufs.len(),
+            Memory::Write(srcs) => srcs.len(),
+        }
+    }
+
+    /// The memory as the kernel takes it.
+    fn vectors(&self) -> *const libc::iovec {
+        match self {
+            Memory::Read(bufs) => IoBuf::vectors(bufs),
+            Memory::Write(srcs) => IoSrc::vectors(srcs),
+        }
+    }
+
+    /// Whether a request at `offset` is as a file wants it that goes around the page cache.
+    pub(crate) fn is_aligned(&self, offset: u64, alignment: u64) -> bool {
+        let fits =
+            |address: usize, len: usize| (address as u64 | len as u64 | offset).is_multiple_of(alignment);
+        alignment == 1
+            || match self {
+                Memory::Read(bufs) => bufs.iter().all(|buf| fits(buf.address(), buf.len())),
+                Memory::Write(srcs) => srcs.iter().all(|src| fits(src.address(), src.len())),
+            }
+    }
+}
+
+impl Op<'_> {
+    /// Whether one request to the kernel can be all of it.
+    fn is_one(&self) -> bool {
+        self.memory.len() <= LEN_MAX && self.memory.parts() <= VECTORS_MAX
+    }
+
+    /// Ends a request of which the kernel has done `done` bytes: all of it, or the rest here and now.
+    fn finish(&self, done: i32) -> Result<()> {
+        let (len, done) = (self.memory.len(), u64::try_from(done).unwrap_or(0));
+        // Where the kernel ends within a block, the storage begins at the block.
+        let done = done - done % self.storage.handle().map_or(1, |handle| handle.alignment);
+        match &self.memory {
+            _ if done >= len => Ok(()),
+            Memory::Read(bufs) => self.storage.readv(self.offset + done, &slice_bufs(bufs, done, len)),
+            Memory::Write(srcs) => self.storage.writev(self.offset + done, &slice_srcs(srcs, done, len)),
+        }
+    }
+}
+
+/// Does a read without waiting for a disk, where the page cache has it all; whether it had.
+pub(crate) fn at_once(op: &Op<'_>) -> bool {
+    let Memory::Read(bufs) = &op.memory else { return false };
+    let Some(handle) = op.storage.handle().filter(|handle| handle.alignment == 1 && op.is_one()) else {
+        return false;
+    };
+    let Ok(offset) = libc::off_t::try_from(op.offset) else { return false };
+    let (file, count) = (handle.file.as_raw_fd(), bufs.len() as libc::c_int);
+    // SAFETY: a list of buffers is one of vectors; each is memory that its `IoBuf` vouches for, writable, for longer
+    // than the call.
+    let got = unsafe { libc::preadv2(file, IoBuf::vectors(bufs), count, offset, libc::RWF_NOWAIT) };
+    u64::try_from(got).is_ok_and(|got| got == op.memory.len())
+}
+
+/// Ends the wait of a ring, from another thread.
+#[derive(Debug)]
+pub(crate) struct Wake(OwnedFd);
+
+impl Wake {
+    fn new() -> io::Result<Self> {
+        // SAFETY: the call takes no memory of ours.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it is a new descriptor, and nobody else has it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    pub(crate) fn wake(&self) {
+        // It fails only where it is set already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+/// Requests that the kernel has.
+pub(crate) struct Ring<'m> {
+    ring: IoUring,
+    /// By number. The owner's number, and what must stay until the request has completed.
+    slots: Vec<Option<(usize, Op<'m>)>>,
+    free: Vec<usize>,
+    wake: Arc<Wake>,
+    /// The ring waits for `wake`.
+    armed: bool,
+}
+
+impl fmt::Debug for Ring<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
+
+impl<'m> Ring<'m> {
+    /// A ring for about `depth` requests at once.
+    ///
+    /// # Errors
+    /// The host's: it is too old, or a sandbox forbids it.
+    pub(crate) fn new(depth: usize) -> io::Result<Self> {
+        let entries = u32::try_from(depth.clamp(8, 4096)).unwrap_or(8).next_power_of_two();
+        let mut quick = IoUring::builder();
+        // One thread submits and waits, so completions need not interrupt it.
+        quick.setup_single_issuer().setup_defer_taskrun();
+        let ring = quick.build(entries).or_else(|_| IoUring::new(entries))?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        let wanted = [opcode::Read::CODE, opcode::Readv::CODE, opcode::Writev::CODE, opcode::PollAdd::CODE];
+        if !wanted.iter().all(|&code| probe.is_supported(code)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(Self { ring, slots: Vec::new(), free: Vec::new(), wake: Arc::new(Wake::new()?), armed: false })
+    }
+
+    /// What ends a wait from another thread.
+    pub(crate) fn wake(&self) -> Arc<Wake> {
+        self.wake.clone()
+    }
+
+    /// Requests that have not completed.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Takes a request; `owner` comes back with its completion. It is on its way when somebody waits.
+    pub(crate) fn push(&mut self, owner: usize, op: Op<'m>, done: &mut Vec<(usize, Result<()>)>) {
+        let file = op.storage.handle().map(|handle| handle.file.as_fd().as_raw_fd());
+        let Some(file) = file.filter(|_| op.is_one()) else {
+            done.push((owner, op.finish(0)));
+            return;
+        };
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        let entry = entry(&op, types::Fd(file)).user_data(number as u64);
+        self.slots[number] = Some((owner, op));
+        if !self.push_entry(&entry) {
+            // The kernel takes no more: it is done here.
+            self.complete(number as u64, 0, done);
+        }
+    }
+
+    /// Puts an entry into the queue, which is handed over where it is full; whether there was room.
+    fn push_entry(&mut self, entry: &squeue::Entry) -> bool {
+        for _ in 0..2 {
+            // SAFETY: the file and the memory are kept in the request's slot until it completes, and the ring until then.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return true;
+            }
+            if self.ring.submit().is_err() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Hands over what was pushed and takes what has completed: at least one request, or `wake`, with `wait`.
+    pub(crate) fn turn(&mut self, wait: bool, done: &mut Vec<(usize, Result<()>)>) {
+        if wait && !self.armed {
+            let poll = opcode::PollAdd::new(types::Fd(self.wake.0.as_raw_fd()), libc::POLLIN as u32);
+            self.armed = self.push_entry(&poll.build().user_data(WAKE));
+        }
+        // An error is one of being interrupted or of too little room, both of which go away when completions are taken.
+        let _ = self.ring.submit_and_wait(usize::from(wait));
+        while let Some(entry) = { self.ring.completion().next() } {
+            if entry.user_data() == WAKE {
+                self.armed = false;
+                self.wake.clear();
+            } else {
+                self.complete(entry.user_data(), entry.result(), done);
+            }
+        }
+    }
+
+    fn complete(&mut self, number: u64, result: i32, done: &mut Vec<(usize, Result<()>)>) {
+        let number = number as usize;
+        let Some((owner, op)) = self.slots.get_mut(number).and_then(Option::take) else { return };
+        self.free.push(number);
+        done.push((owner, op.finish(result)));
+    }
+}
+
+impl Drop for Ring<'_> {
+    fn drop(&mut self) {
+        // The memory is its owner's again only when the kernel has done with it.
+        let mut done = Vec::new();
+        while self.in_flight() > 0 {
+            self.turn(true, &mut done);
+        }
+    }
+}
+
+/// The request as the kernel takes it.
+fn entry(op: &Op<'_>, file: types::Fd) -> squeue::Entry {
+    let (vectors, count) = (op.memory.vectors(), op.memory.parts() as u32);
+    match &op.memory {
+        Memory::Read(bufs) => match bufs.as_slice() {
+            [one] => {
+                let (address, len) = (one.address() as *mut u8, one.len() as u32);
+                opcode::Read::new(file, address, len).offset(op.offset).build()
+            }
+            _ => opcode::Readv::new(file, vectors, count).offset(op.offset).build(),
+        },
+        Memory::Write(srcs) => match srcs.as_slice() {
+            [one] => {
+                let (address, len) = (one.address() as *const u8, one.len() as u32);
+                opcode::Write::new(file, address, len).offset(op.offset).build()
+            }
+            _ => opcode::Writev::new(file, vectors, count).offset(op.offset).build(),
+        },
+    }
+}
