@@ -1,7 +1,10 @@
 //! `cargo xtask fuzz`: builds the fuzz targets of `fuzz/` and lets each try for a short time, beginning with its corpus.
 //!
-//! What a run finds new stays in the target folder, so that later runs begin with it; the corpora in the tree are only
-//! read. An input that breaks something is kept beside it, and the summary says how to run it again.
+//! With a seed, a run begins with nothing but the corpora in the tree and tries the same inputs each time, as far as it
+//! comes: the test run does that, so that what it finds comes from the change under test and not from luck. Without one,
+//! chance decides, and what a run finds new stays in the target folder for later runs to begin with: `cargo xtask fuzz
+//! --seconds 3600` is the search for more. An input that breaks something is kept, and the summary says how to run it
+//! again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,6 +21,8 @@ const INPUT_SECONDS: u32 = 20;
 const MEMORY_MIB: u32 = 2048;
 /// A build from nothing takes two minutes on two cores; a run ends by itself.
 const BUILD_SECONDS: u32 = 900;
+/// The seed of test runs. Any would do; that it stays the same is the point.
+const SEED: u32 = 1;
 /// Lines of a failed run's output that are shown.
 const LINES_SHOWN: usize = 40;
 
@@ -27,13 +32,23 @@ pub struct FuzzOptions {
     /// Seconds for each target
     #[arg(long, default_value_t = FuzzOptions::default().seconds)]
     pub seconds: u32,
+    /// Try the same inputs as every run with this seed, beginning with the tree's corpus alone
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub seed: Option<u32>,
     /// The targets; all of them where none is named
     pub targets: Vec<String>,
 }
 
 impl Default for FuzzOptions {
     fn default() -> Self {
-        Self { seconds: 3, targets: Vec::new() }
+        Self { seconds: 3, seed: None, targets: Vec::new() }
+    }
+}
+
+impl FuzzOptions {
+    /// What the test run does.
+    pub fn repeatable() -> Self {
+        Self { seed: Some(SEED), ..Self::default() }
     }
 }
 
@@ -49,7 +64,7 @@ pub fn run(root: &Path, options: &FuzzOptions) -> Result<()> {
     println!("fuzz: built {} targets in {:.1} s", targets.len(), started.elapsed().as_secs_f64());
     let mut failed = Vec::new();
     for target in &targets {
-        match try_target(root, &folder, target, options.seconds) {
+        match try_target(root, &folder, target, options) {
             Ok(done) => println!("fuzz: {target:18} {done}"),
             Err(error) => {
                 println!("fuzz: {target:18} FAILED: {error:#}");
@@ -100,23 +115,29 @@ fn build(root: &Path, folder: &Path, targets: &[String]) -> Result<()> {
 }
 
 /// Runs one target; what it did, in words.
-fn try_target(root: &Path, folder: &Path, target: &str, seconds: u32) -> Result<String> {
+fn try_target(root: &Path, folder: &Path, target: &str, options: &FuzzOptions) -> Result<String> {
     let corpus = root.join("fuzz/corpus").join(target);
     if !fs::read_dir(&corpus).is_ok_and(|mut files| files.next().is_some()) {
         bail!("it has no corpus in {}", corpus.display());
     }
-    let grown = make_folder(folder.join("corpus").join(target))?;
+    let scratch = Scratch::for_sockets()?;
+    let grown = match options.seed {
+        None => make_folder(folder.join("corpus").join(target))?,
+        Some(_) => make_folder(scratch.path().join("corpus"))?,
+    };
     let found = make_folder(folder.join("artifacts").join(target))?;
     let log = make_folder(folder.join("log"))?.join(target);
     let program = folder.join("x86_64-unknown-linux-gnu/debug").join(target);
     let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let scratch = Scratch::for_sockets()?;
+    let seconds = options.seconds;
     let limit = seconds.saturating_add(5 * INPUT_SECONDS);
     let status = Command::new("timeout")
         .arg("--kill-after=20")
         .arg(limit.to_string())
         .arg(&program)
         .arg(format!("-max_total_time={seconds}"))
+        // To libFuzzer 0 is one by chance, which it tells.
+        .arg(format!("-seed={}", options.seed.unwrap_or(0)))
         .arg(format!("-timeout={INPUT_SECONDS}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
         .arg(format!("-artifact_prefix={}/", found.display()))

@@ -134,7 +134,7 @@ fn run_step(root: &Path, step: Step) -> Result<()> {
             cargo(root, &["test", "--workspace", "--no-fail-fast"])?;
             cargo_with(root, &["test", "-p", "umbra-engine-soft", "--lib"], TRANSLATED)
         }
-        Step::Fuzz => fuzz::run(root, &FuzzOptions::default()),
+        Step::Fuzz => fuzz::run(root, &FuzzOptions::repeatable()),
         Step::Boot => guests(root, "boot"),
         Step::Nested => guests(root, "nested"),
     }
