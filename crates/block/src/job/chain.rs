@@ -2,6 +2,7 @@
 //! anything, so that a job which is interrupted leaves the same content and can be done again.
 
 use super::copy::{Copy, CopySource};
+use crate::disk::is_zero;
 use crate::{Disk, Preallocation, Result, Task};
 
 /// Bytes that are compared at once.
@@ -50,6 +51,8 @@ pub fn copy_differences(disk: &Disk, new: Option<&Disk>, compress: bool, task: &
     let chunk = if compress { unit } else { unit.max(UNIT_MIN) };
     let piece = chunk.max(PIECE);
     let whole = |at: u64, len: u64| if at + len >= size { size - at } else { len - len % unit };
+    // Whatever becomes of zeroes that a guest writes, these must be written.
+    let own = Disk::over(disk.node());
     let mut buffers = [vec![0; piece as usize], vec![0; piece as usize]];
     let mut at = 0;
     while at < size {
@@ -70,16 +73,30 @@ pub fn copy_differences(disk: &Disk, new: Option<&Disk>, compress: bool, task: &
         disk.read(at, old)?;
         read_or_zero(new, at, other)?;
         for (old, other) in old.chunks(chunk as usize).zip(other.chunks(chunk as usize)) {
-            match old == other {
-                true => {}
-                false if compress => disk.write_compressed(at, old)?,
-                false => disk.write(at, old)?,
+            if old != other {
+                put(&own, at, old, compress)?;
             }
             at += old.len() as u64;
         }
     }
     task.at(size, size)?;
     disk.flush()
+}
+
+/// Makes the overlay itself have bytes. Zeroes that it shows already are not its own yet.
+fn put(disk: &Disk, at: u64, bytes: &[u8], compress: bool) -> Result<()> {
+    if is_zero(bytes) {
+        let len = bytes.len() as u64;
+        disk.write_zeroes(at, len, true)?;
+        if disk.is_allocated(at, len)? == (true, len) {
+            return Ok(());
+        }
+        return disk.write(at, bytes);
+    }
+    match compress {
+        true => disk.write_compressed(at, bytes),
+        false => disk.write(at, bytes),
+    }
 }
 
 /// How many bytes read as zeroes with either base.

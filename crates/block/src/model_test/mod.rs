@@ -49,13 +49,10 @@ fn soak() {
         seed += 1;
     }
     let (met, missing) = coverage.pairs();
-    println!(
-        "model: seeds {first} to {}: {} operations, {met} of {} pairs of operation and feature, {} with two features",
-        seed - 1,
-        coverage.operations(),
-        met + missing.len() as u64,
-        coverage.triples()
-    );
+    // The first seed and the last, operations, pairs of operation and feature, and of operation and two features.
+    let possible = met + missing.len() as u64;
+    let (operations, triples) = (coverage.operations(), coverage.triples());
+    println!("model: facts {first} {} {operations} {met}/{possible} {triples}", seed - 1);
     for pair in missing {
         println!("model: never met: {pair}");
     }

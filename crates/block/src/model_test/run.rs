@@ -347,6 +347,7 @@ impl<'a> Run<'a> {
 
     /// What the map says is what is there: zeroes where it says zeroes, and the file's bytes where it names a place.
     fn status(&mut self, offset: u64, len: u64) {
+        self.read(offset, len);
         let status = self.disk().block_status(offset, len).expect("a status");
         assert!(len == 0 || status.len > 0 && status.len <= len, "{status:?}");
         let there = &self.levels[0].bytes[offset as usize..(offset + status.len) as usize];
@@ -357,7 +358,8 @@ impl<'a> Run<'a> {
             let how = FileStorageSpec::new(Access::Read);
             let file = self.env.opener.open(&FileSpec::file(file), &how).expect("the file that holds it");
             let bytes = file.read_vec(*place, status.len as usize).expect("its bytes");
-            assert!(bytes == there, "{status:?} after {:#?}", self.trace);
+            let features = self.levels[0].features;
+            assert!(bytes == there, "{status:?}: {features:?} after {:#?}", self.trace);
         }
     }
 

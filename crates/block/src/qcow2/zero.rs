@@ -240,10 +240,12 @@ impl Meta {
         if encrypted && self.header.version < 3 {
             return Err(Error::Unsupported("preallocation of an encrypted image of version 2".to_owned()));
         }
-        let mut guest = layout.start(start);
+        // A cluster that is begun may show the backing file.
+        let start = start.next_multiple_of(layout.cluster());
+        let mut guest = start;
         while guest < end {
             self.relieve()?;
-            task.at(guest - layout.start(start), end - start)?;
+            task.at(guest - start, end - start)?;
             let in_table = layout.l2_entries() - layout.l2_index(guest);
             let mut count = layout.clusters(end - guest).min(in_table).min(STEP);
             let table = self.l2_table_for_change(layout.l1_index(guest))?;

@@ -83,7 +83,7 @@ pub(super) fn commit() -> Result<String> {
     Ok(if changed.is_empty() { commit } else { commit + "+" })
 }
 
-fn said(program: &str, arguments: &[&str]) -> Result<String> {
+pub(super) fn said(program: &str, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(crate::cache::workspace());
     let output = command.output().with_context(|| format!("cannot run {program}"))?;

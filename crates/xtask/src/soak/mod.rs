@@ -8,6 +8,7 @@ mod cases;
 mod document;
 mod linux;
 mod memtest;
+mod model;
 mod screen;
 
 #[cfg(test)]
@@ -27,7 +28,8 @@ use crate::umbra::{self, Umbra};
 /// What to run, and for how long.
 #[derive(Debug, Clone, clap::Args)]
 pub struct SoakOptions {
-    /// Cases to run, by name or how it begins, such as stress or gcc-6.12; all where none is named
+    /// Cases to run, by name or how it begins, such as stress or gcc-6.12; all where none is named. `model`, alone, is
+    /// the model test of disk images, with docs/block-ledger.md as its ledger
     pub names: Vec<String>,
     /// Only tell the names
     #[arg(long)]
@@ -35,6 +37,12 @@ pub struct SoakOptions {
     /// Minutes for each case that can choose; a run shorter than usual is not written down
     #[arg(long, default_value_t = cases::MINUTES, value_parser = clap::value_parser!(u64).range(1..=1440))]
     pub minutes: u64,
+    /// Operations of `model`
+    #[arg(long, default_value_t = 1_000_000)]
+    pub operations: u64,
+    /// The first seed of `model`
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// How a case ended.
@@ -51,6 +59,9 @@ pub(crate) struct Outcome {
 /// # Errors
 /// A name that no case has, something that cannot be prepared, or a document that cannot be written.
 pub fn run(options: &SoakOptions) -> Result<bool> {
+    if options.names == ["model"] {
+        return model::run(options.seed, options.operations);
+    }
     let cases = cases::select(&options.names)?;
     if options.list {
         for case in &cases {
