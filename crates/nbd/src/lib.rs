@@ -1,0 +1,34 @@
+//! The network block device protocol: a client, which is a storage, and a server for disks.
+//!
+//! Fixed newstyle negotiation with structured replies, the context of allocation and TLS. Both ends take their peer for
+//! hostile: every length that it says has a limit, every handshake a deadline, and what breaks the protocol ends the
+//! connection.
+//!
+//! Authority: `doc/proto.md` and `doc/uri.md` of the NetworkBlockDevice project.
+#![forbid(unsafe_code)]
+
+mod address;
+mod channel;
+mod client;
+mod error;
+mod server;
+mod socket;
+mod tls;
+// The specification explains its values.
+#[allow(missing_docs)]
+mod wire;
+
+#[cfg(test)]
+mod hostile_test;
+#[cfg(test)]
+mod loop_test;
+#[cfg(test)]
+mod peer_test;
+#[cfg(test)]
+mod test_help;
+
+pub use address::{Address, Credentials, Endpoint, TlsChoice};
+pub use client::NbdStorage;
+pub use error::{Error, Result};
+pub use server::{Ended, Export, Listener, ServeOptions, Server};
+pub use tls::{TlsClient, TlsServer};

@@ -1,0 +1,324 @@
+//! The server's side of the handshake.
+//!
+//! A client may send so many options of so many bytes, and has to be done by the connection's deadline. What it negotiated
+//! before TLS is forgotten after it.
+//!
+//! Authority: `doc/proto.md`, "Handshake phase", "Fixed newstyle negotiation", "Option types" and "Metadata querying".
+
+use std::io;
+
+use zerocopy::byteorder::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{Export, Server};
+use crate::channel::Channel;
+use crate::wire::{
+    self, BASE_ALLOCATION, BlockSizeInfo, ExportInfo, Greeting, Handshake, OptionHead, OptionReplyHead,
+    PAYLOAD_MAX, STRING_MAX, Transmission, info, option, reply,
+};
+use crate::{Error, Result};
+
+/// Options of one client.
+const OPTIONS_MAX: usize = 256;
+/// Bytes of one option: a name of the greatest length, and queries or requests behind it.
+const OPTION_MAX: u32 = 64 << 10;
+/// What is read of an option above that, so that the client sees why it is refused.
+const SKIPPED_MAX: u32 = 4 << 20;
+/// Requests that are best for the disks here.
+const PREFERRED: u32 = 4096;
+/// The number of the context of allocation.
+pub const ALLOCATION_ID: u32 = 1;
+
+/// What client and server have agreed upon.
+#[derive(Debug)]
+pub struct Agreed<'a> {
+    pub channel: Channel,
+    pub export: &'a Export,
+    pub structured: bool,
+    /// Whether the client asked for the context of allocation.
+    pub allocation: bool,
+}
+
+/// What a client has negotiated so far.
+#[derive(Debug, Default)]
+struct Progress {
+    no_zeroes: bool,
+    structured: bool,
+    /// The export for which it asked for the context of allocation.
+    allocation_of: Option<String>,
+}
+
+/// Whether the handshake goes on.
+enum Next<'a> {
+    Option,
+    Transmission(&'a Export),
+    End,
+}
+
+struct Negotiation<'a> {
+    server: &'a Server,
+    channel: Channel,
+    progress: Progress,
+}
+
+/// Runs it; `None` where the client has left in order.
+pub fn negotiate(server: &Server, channel: Channel) -> Result<Option<Agreed<'_>>> {
+    let flags = Handshake::FIXED_NEWSTYLE | Handshake::NO_ZEROES;
+    let greeting = Greeting {
+        magic: U64::new(wire::NBD_MAGIC),
+        option_magic: U64::new(wire::OPTION_MAGIC),
+        flags: U16::new(flags.bits()),
+    };
+    channel.send(&[greeting.as_bytes()])?;
+    let mut client = [0; 4];
+    match channel.fill(&mut client) {
+        // Somebody has looked whether a server is there.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        done => done?,
+    }
+    let client = u32::from_be_bytes(client);
+    if client & !u32::from(flags.bits()) != 0 {
+        return Err(Error::protocol(format!("the client's flags are {client:#x}")));
+    }
+    let no_zeroes = client & u32::from(Handshake::NO_ZEROES.bits()) != 0;
+    let progress = Progress { no_zeroes, ..Progress::default() };
+    let mut negotiation = Negotiation { server, channel, progress };
+    for _ in 0..OPTIONS_MAX {
+        match negotiation.option()? {
+            Next::Option => {}
+            Next::End => return Ok(None),
+            Next::Transmission(export) => {
+                let Negotiation { channel, progress, .. } = negotiation;
+                let allocation = progress.allocation_of.is_some_and(|name| name == export.name);
+                return Ok(Some(Agreed { channel, export, structured: progress.structured, allocation }));
+            }
+        }
+    }
+    Err(Error::protocol("too many options"))
+}
+
+/// Takes a string with its length in front of it off an option's payload.
+fn string<'p>(payload: &mut &'p [u8]) -> Option<&'p str> {
+    let (len, rest) = U32::read_from_prefix(payload).ok()?;
+    let len = usize::try_from(len.get()).ok().filter(|len| *len <= STRING_MAX)?;
+    let (text, rest) = rest.split_at_checked(len)?;
+    *payload = rest;
+    std::str::from_utf8(text).ok()
+}
+
+impl<'a> Negotiation<'a> {
+    fn option(&mut self) -> Result<Next<'a>> {
+        let mut head = [0; size_of::<OptionHead>()];
+        match self.channel.fill(&mut head) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Next::End),
+            done => done?,
+        }
+        let head = OptionHead::read_from_bytes(&head).map_err(|_| Error::protocol("a short option"))?;
+        if head.magic.get() != wire::OPTION_MAGIC {
+            return Err(Error::protocol("an option without its magic number"));
+        }
+        let (option, len) = (head.option.get(), head.len.get());
+        let wants_tls = self.server.tls.is_some() && !self.channel.is_tls();
+        if len > OPTION_MAX {
+            self.skip(len)?;
+            self.refuse(option, reply::ERR_TOO_BIG, "this option is too long")?;
+            return Ok(Next::Option);
+        }
+        let mut payload = vec![0; len as usize];
+        self.channel.fill(&mut payload)?;
+        match option {
+            option::ABORT => {
+                // The client may not wait for the answer.
+                let _ = self.reply(option, reply::ACK, &[]);
+                Ok(Next::End)
+            }
+            option::STARTTLS => self.start_tls(&payload),
+            option::EXPORT_NAME if wants_tls => Err(Error::protocol("a client that does not do TLS")),
+            _ if wants_tls => {
+                self.refuse(option, reply::ERR_TLS_REQD, "TLS is needed here")?;
+                Ok(Next::Option)
+            }
+            option::EXPORT_NAME => self.by_name(&payload),
+            option::LIST => self.list(&payload),
+            option::INFO | option::GO => self.info(option, &payload),
+            option::STRUCTURED_REPLY if payload.is_empty() => {
+                self.progress.structured = true;
+                self.reply(option, reply::ACK, &[])
+            }
+            option::STRUCTURED_REPLY => self.invalid(option),
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.contexts(option, &payload),
+            _ => {
+                self.refuse(option, reply::ERR_UNSUP, "this option is not known here")?;
+                Ok(Next::Option)
+            }
+        }
+    }
+
+    fn skip(&self, len: u32) -> Result<()> {
+        if len > SKIPPED_MAX {
+            return Err(Error::protocol(format!("an option of {len} bytes")));
+        }
+        let mut left = len as usize;
+        let mut bytes = [0; 4096];
+        while left > 0 {
+            let part = left.min(bytes.len());
+            self.channel.fill(&mut bytes[..part])?;
+            left -= part;
+        }
+        Ok(())
+    }
+
+    fn send(&self, option: u32, kind: u32, parts: &[&[u8]]) -> Result<()> {
+        let payload = parts.concat();
+        let head = OptionReplyHead {
+            magic: U64::new(wire::OPTION_REPLY_MAGIC),
+            option: U32::new(option),
+            kind: U32::new(kind),
+            // What is said here is bounded by names and descriptions.
+            len: U32::new(payload.len() as u32),
+        };
+        Ok(self.channel.send(&[head.as_bytes(), &payload])?)
+    }
+
+    fn reply(&self, option: u32, kind: u32, parts: &[&[u8]]) -> Result<Next<'a>> {
+        self.send(option, kind, parts)?;
+        Ok(Next::Option)
+    }
+
+    fn refuse(&self, option: u32, kind: u32, message: &str) -> Result<()> {
+        self.send(option, kind, &[message.as_bytes()])
+    }
+
+    fn invalid(&self, option: u32) -> Result<Next<'a>> {
+        self.refuse(option, reply::ERR_INVALID, "this option is not what it should be")?;
+        Ok(Next::Option)
+    }
+
+    fn start_tls(&mut self, payload: &[u8]) -> Result<Next<'a>> {
+        let option = option::STARTTLS;
+        if !payload.is_empty() || self.channel.is_tls() {
+            return self.invalid(option);
+        }
+        let Some(tls) = &self.server.tls else {
+            self.refuse(option, reply::ERR_POLICY, "this server does not do TLS")?;
+            return Ok(Next::Option);
+        };
+        self.send(option, reply::ACK, &[])?;
+        self.channel = self.channel.clone().into_tls_server(tls)?;
+        self.progress = Progress { no_zeroes: self.progress.no_zeroes, ..Progress::default() };
+        Ok(Next::Option)
+    }
+
+    fn flags(&self, export: &Export) -> Transmission {
+        let mut flags = Transmission::HAS_FLAGS
+            | Transmission::SEND_FLUSH
+            | Transmission::SEND_FUA
+            | Transmission::SEND_CACHE
+            // All connections are served from one disk, so a flush is every other's too.
+            | Transmission::CAN_MULTI_CONN;
+        flags |= match export.read_only {
+            true => Transmission::READ_ONLY,
+            false => Transmission::SEND_TRIM | Transmission::SEND_WRITE_ZEROES,
+        };
+        flags.set(Transmission::SEND_DF, self.progress.structured);
+        flags
+    }
+
+    fn by_name(&self, payload: &[u8]) -> Result<Next<'a>> {
+        let export = std::str::from_utf8(payload).ok().and_then(|name| self.server.find(name));
+        // There is no other way to say no.
+        let export =
+            export.ok_or_else(|| Error::protocol("a client that wants an export which is not there"))?;
+        let (size, flags) = (U64::new(export.disk.size()), U16::new(self.flags(export).bits()));
+        let zeroes: &[u8] = if self.progress.no_zeroes { &[] } else { &[0; 124] };
+        self.channel.send(&[&[size.as_bytes(), flags.as_bytes(), zeroes].concat()])?;
+        Ok(Next::Transmission(export))
+    }
+
+    fn list(&self, payload: &[u8]) -> Result<Next<'a>> {
+        if !payload.is_empty() {
+            return self.invalid(option::LIST);
+        }
+        for export in &self.server.exports {
+            let len = U32::new(export.name.len() as u32);
+            let parts = [len.as_bytes(), export.name.as_bytes(), export.description.as_bytes()];
+            self.send(option::LIST, reply::SERVER, &parts)?;
+        }
+        self.reply(option::LIST, reply::ACK, &[])
+    }
+
+    fn info(&mut self, option: u32, mut payload: &[u8]) -> Result<Next<'a>> {
+        let Some(name) = string(&mut payload) else { return self.invalid(option) };
+        let Ok((count, kinds)) = U16::read_from_prefix(payload) else { return self.invalid(option) };
+        if kinds.len() != 2 * usize::from(count.get()) {
+            return self.invalid(option);
+        }
+        let server = self.server;
+        let Some(export) = server.find(name) else {
+            self.refuse(
+                option,
+                reply::ERR_UNKNOWN,
+                &format!("export '{}' is not here", wire::shown(name.as_bytes())),
+            )?;
+            return Ok(Next::Option);
+        };
+        let told = ExportInfo {
+            kind: U16::new(info::EXPORT),
+            size: U64::new(export.disk.size()),
+            flags: U16::new(self.flags(export).bits()),
+        };
+        self.send(option, reply::INFO, &[told.as_bytes()])?;
+        let asked =
+            |kind: u16| kinds.as_chunks::<2>().0.iter().any(|&bytes| u16::from_be_bytes(bytes) == kind);
+        for (kind, text) in [(info::NAME, &export.name), (info::DESCRIPTION, &export.description)] {
+            if asked(kind) && !text.is_empty() {
+                self.send(option, reply::INFO, &[U16::new(kind).as_bytes(), text.as_bytes()])?;
+            }
+        }
+        let sizes = BlockSizeInfo {
+            kind: U16::new(info::BLOCK_SIZE),
+            min: U32::new(1),
+            preferred: U32::new(PREFERRED),
+            max: U32::new(PAYLOAD_MAX),
+        };
+        self.send(option, reply::INFO, &[sizes.as_bytes()])?;
+        self.send(option, reply::ACK, &[])?;
+        Ok(if option == option::GO { Next::Transmission(export) } else { Next::Option })
+    }
+
+    fn contexts(&mut self, option: u32, mut payload: &[u8]) -> Result<Next<'a>> {
+        let sets = option == option::SET_META_CONTEXT;
+        if sets {
+            self.progress.allocation_of = None;
+            if !self.progress.structured {
+                self.refuse(option, reply::ERR_INVALID, "structured replies have to be negotiated first")?;
+                return Ok(Next::Option);
+            }
+        }
+        let Some(name) = string(&mut payload) else { return self.invalid(option) };
+        let Ok((count, mut rest)) = U32::read_from_prefix(payload) else { return self.invalid(option) };
+        let mut found = count.get() == 0 && !sets;
+        for _ in 0..count.get() {
+            // Each takes bytes of the payload, which is bounded.
+            let Some(query) = string(&mut rest) else { return self.invalid(option) };
+            found |= query == BASE_ALLOCATION || !sets && query == "base:";
+        }
+        if !rest.is_empty() {
+            return self.invalid(option);
+        }
+        let server = self.server;
+        let Some(export) = server.find(name) else {
+            self.refuse(option, reply::ERR_UNKNOWN, "this export is not here")?;
+            return Ok(Next::Option);
+        };
+        if found {
+            // A list has no numbers to select by.
+            let id = U32::new(if sets { ALLOCATION_ID } else { 0 });
+            self.send(option, reply::META_CONTEXT, &[id.as_bytes(), BASE_ALLOCATION.as_bytes()])?;
+            if sets {
+                self.progress.allocation_of = Some(export.name.clone());
+            }
+        }
+        self.reply(option, reply::ACK, &[])
+    }
+}
