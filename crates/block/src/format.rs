@@ -106,6 +106,17 @@ pub struct Geometry {
     pub compression: Option<Compression>,
 }
 
+/// What it means that the file has a hole where the disk has data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holes {
+    /// There are few, if any: nobody asks the file.
+    Rare,
+    /// Data that reads as zeroes.
+    Zeroes,
+    /// Nothing is there: the file is the disk.
+    Nothing,
+}
+
 /// The backing file that an image names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BackingRef {
@@ -138,6 +149,11 @@ pub trait Format: Send + Sync + fmt::Debug {
     /// # Errors
     /// Metadata that cannot be read or is wrong.
     fn map(&self, offset: u64, len: u64) -> Result<Extent>;
+
+    /// What holes of the file are where `map` finds data at `offset`.
+    fn holes(&self, _offset: u64) -> Holes {
+        Holes::Rare
+    }
 
     /// The cipher of data with [`Place::sector`].
     fn cipher(&self) -> Option<&dyn SectorCipher> {

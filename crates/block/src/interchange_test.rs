@@ -327,9 +327,7 @@ fn our_map(disk: &Disk) -> Vec<MapRow> {
 }
 
 /// Joins a row with the one before where they say the same.
-fn push_row(rows: &mut Vec<MapRow>, mut row: MapRow) {
-    // Whether holes of the file within data clusters are asked for is a guess of each tool.
-    row.4 &= !row.5;
+fn push_row(rows: &mut Vec<MapRow>, row: MapRow) {
     if let Some(last) = rows.last_mut() {
         let flags = |row: &MapRow| (row.2, row.3, row.4, row.5, row.6);
         let offsets = match (last.7, row.7) {

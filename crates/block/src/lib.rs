@@ -39,13 +39,14 @@ pub use check::{CheckReport, Finding, Repair};
 pub use disk::{Aio, BlockStatus, Disk, Done, Drained, Node, Queue, Request};
 pub use error::{Error, Result};
 pub use format::{
-    BackingRef, BitmapInfo, Bitmaps, Codec, Compression, Extent, Format, FormatWrite, Geometry, Mapping,
-    Place, Prepare, Prepared, SectorCipher, SnapshotInfo, SnapshotTarget, Snapshots, StorageId, Token,
+    BackingRef, BitmapInfo, Bitmaps, Codec, Compression, Extent, Format, FormatWrite, Geometry, Holes,
+    Mapping, Place, Prepare, Prepared, SectorCipher, SnapshotInfo, SnapshotTarget, Snapshots, StorageId,
+    Token,
 };
 pub use info::{ImageInfo, InfoValue};
 pub use io::{
-    Access, FileHandle, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder, RecordingStorage,
-    Run, Storage, StorageExt, StorageInfo,
+    Access, FileHandle, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder,
+    RecordingStorage, Run, Storage, StorageExt, StorageInfo,
 };
 pub use job::{Copy, CopySource, commit, copy_differences};
 pub use luks::LuksDriver;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
     BackingRef, CreateOptions, Environment, Error, Extent, Format, FormatDriver, FormatWrite, Geometry,
-    ImageInfo, Mapping, OpenRequest, OptionKind, OptionSpec, Options, Place, Preallocation, Prepare,
+    Holes, ImageInfo, Mapping, OpenRequest, OptionKind, OptionSpec, Options, Place, Preallocation, Prepare,
     Prepared, Result, Storage, StorageId, Task, Token,
 };
 
@@ -87,6 +87,10 @@ impl Format for Raw {
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         Ok(Extent { mapping: Mapping::Data(self.place(offset)), len })
+    }
+
+    fn holes(&self, _offset: u64) -> Holes {
+        Holes::Nothing
     }
 
     fn write(&self) -> Option<&dyn FormatWrite> {

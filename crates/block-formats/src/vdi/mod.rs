@@ -10,8 +10,8 @@ mod header;
 use std::sync::{Arc, Mutex};
 
 use umbra_block::{
-    BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Options,
-    Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
+    BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, Holes, ImageInfo, Mapping,
+    Options, Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
 };
 use zerocopy::IntoBytes;
 
@@ -133,6 +133,10 @@ impl Format for Image {
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         run(StorageId(0), offset, len, self.unit(), &Mapping::Zero(None), |block| self.look(block))
+    }
+
+    fn holes(&self, _offset: u64) -> Holes {
+        if self.header.image_type.get() == header::STATIC { Holes::Zeroes } else { Holes::Rare }
     }
 
     fn write(&self) -> Option<&dyn FormatWrite> {

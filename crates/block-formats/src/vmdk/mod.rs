@@ -17,8 +17,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use umbra_block::{
-    BackingRef, CheckReport, Codec, Compression, Error, Extent, Format, FormatWrite, Geometry, ImageInfo,
-    InfoValue, Mapping, Place, Repair, Result, Storage, StorageId, Task,
+    BackingRef, CheckReport, Codec, Compression, Error, Extent, Format, FormatWrite, Geometry, Holes,
+    ImageInfo, InfoValue, Mapping, Place, Repair, Result, Storage, StorageId, Task,
 };
 
 use crate::common::{Unit, run};
@@ -164,6 +164,11 @@ impl Format for Image {
             }
             Part::Sparse(id, sparse) => self.map_sparse(extent, *id, sparse, within, len),
         }
+    }
+
+    fn holes(&self, offset: u64) -> Holes {
+        let is_flat = self.extent(offset).is_ok_and(|extent| matches!(extent.part, Part::Flat(..)));
+        if is_flat { Holes::Zeroes } else { Holes::Rare }
     }
 
     fn backing(&self) -> Option<BackingRef> {

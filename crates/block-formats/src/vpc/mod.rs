@@ -11,8 +11,8 @@ mod parent;
 use std::sync::{Arc, Mutex};
 
 use umbra_block::{
-    BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, ImageInfo, Mapping, Options,
-    Place, Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
+    BackingRef, CheckReport, Error, Extent, Format, FormatWrite, Geometry, Holes, ImageInfo, Mapping,
+    Options, Place, Prepare, Prepared, Repair, Result, Storage, StorageExt, StorageId, Task, Token,
 };
 use zerocopy::IntoBytes;
 
@@ -185,6 +185,10 @@ impl Format for Image {
                 run(StorageId(0), offset, len, blocks.block, &Mapping::Zero(None), |block| blocks.look(block))
             }
         }
+    }
+
+    fn holes(&self, _offset: u64) -> Holes {
+        if self.blocks.is_none() { Holes::Nothing } else { Holes::Rare }
     }
 
     fn backing(&self) -> Option<BackingRef> {

@@ -20,7 +20,7 @@ mod queue_test;
 mod range_lock_test;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, RwLock};
 
 use gate::Gate;
 pub use queue::{Aio, Done, Queue, Request};
@@ -41,8 +41,6 @@ pub struct Node {
     spec: NodeSpec,
     backing: RwLock<Option<Arc<Node>>>,
     locks: RangeLock,
-    /// Whether holes of the file are worth asking for, once that is known.
-    sparse: OnceLock<bool>,
 }
 
 impl fmt::Debug for Node {
@@ -70,7 +68,6 @@ impl Node {
             spec,
             backing: RwLock::new(backing),
             locks: RangeLock::default(),
-            sparse: OnceLock::new(),
         })
     }
 

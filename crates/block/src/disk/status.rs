@@ -1,10 +1,7 @@
 //! What is where: the answers of `map`, and what `convert`, `commit` and `rebase` go by.
 
 use super::Node;
-use crate::{Mapping, Result};
-
-/// Bytes of holes that are worth asking for.
-const SPARSE_MIN: u64 = 1 << 20;
+use crate::{Holes, Mapping, Result};
 
 /// What a run of the disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,13 +51,12 @@ impl Node {
                 let readable = place.sector.is_none();
                 status.offset = readable.then(|| (place.offset, storage.info().name));
                 // A hole of the file reads as zeroes. It is looked for where there may be many: asking costs calls.
-                if readable && (self.is_raw() || self.is_sparse()) {
+                let holes = if readable { self.format.holes(offset) } else { Holes::Rare };
+                if holes != Holes::Rare {
                     let run = storage.run(place.offset, extent_len)?;
                     status.len = run.len.min(extent_len);
                     status.zero = !run.data;
-                    if self.is_raw() {
-                        status.data = run.data;
-                    }
+                    status.data = run.data || holes == Holes::Zeroes;
                 }
             }
             Mapping::Zero(place) => {
@@ -93,20 +89,6 @@ impl Node {
         }
         let status = backing.block_status(offset, have)?;
         Ok(BlockStatus { depth: status.depth + 1, ..status })
-    }
-
-    /// Whether the image has clusters that the host has no space for: it was preallocated, or emptied by discards.
-    fn is_sparse(&self) -> bool {
-        *self.sparse.get_or_init(|| {
-            let storage = self.format.storages().first();
-            let allocated = storage.and_then(|storage| storage.info().allocated);
-            let (Some(storage), Some(allocated)) = (storage, allocated) else { return false };
-            storage.len().is_ok_and(|len| len > allocated.saturating_mul(2).saturating_add(SPARSE_MIN))
-        })
-    }
-
-    fn is_raw(&self) -> bool {
-        self.format_name == "raw"
     }
 
     /// Whether this node itself has something at `offset`.

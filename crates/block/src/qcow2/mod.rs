@@ -23,7 +23,7 @@ mod zero;
 mod parts_test;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 pub use create::Qcow2Driver;
 use header::{CORRUPT, Crypt, DATA_FILE, DIRTY, Header, LAZY_REFCOUNTS};
@@ -32,9 +32,9 @@ use meta::Meta;
 
 use crate::{
     Access, BackingRef, BitmapInfo, Bitmaps, CheckReport, Codec, Compression, Error, Extent, Format,
-    FormatWrite, Geometry, ImageInfo, MemoryStorage, OpenRequest, Options, Preallocation, Prepare, Prepared,
-    Referenced, Repair, Result, Secrets, SectorCipher, SnapshotInfo, SnapshotTarget, Snapshots, Storage,
-    Task, Token,
+    FormatWrite, Geometry, Holes, ImageInfo, MemoryStorage, OpenRequest, Options, Preallocation, Prepare,
+    Prepared, Referenced, Repair, Result, Secrets, SectorCipher, SnapshotInfo, SnapshotTarget, Snapshots,
+    Storage, Task, Token,
 };
 
 /// Options that tune other programs' caches and discards; ours need none.
@@ -72,6 +72,8 @@ pub struct Qcow2 {
     /// Those that `amend` may name.
     secrets: Secrets,
     writable: bool,
+    /// Its clusters were taken before there was data, once that is known.
+    preallocated: OnceLock<bool>,
 }
 
 impl Qcow2 {
@@ -131,6 +133,7 @@ impl Qcow2 {
             secret_id: None,
             secrets: Secrets::default(),
             writable: meta.writable,
+            preallocated: OnceLock::new(),
             meta: Mutex::new(meta),
         }
     }
@@ -236,6 +239,14 @@ impl Format for Qcow2 {
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         self.map_extent(offset, len)
+    }
+
+    fn holes(&self, _offset: u64) -> Holes {
+        let preallocated = *self.preallocated.get_or_init(|| {
+            // What cannot be found out is not asked for.
+            self.read_meta(Meta::is_preallocated).unwrap_or(false)
+        });
+        if preallocated { Holes::Zeroes } else { Holes::Rare }
     }
 
     fn cipher(&self) -> Option<&dyn SectorCipher> {

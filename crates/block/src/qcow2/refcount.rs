@@ -106,6 +106,33 @@ impl Meta {
         Ok(get(&self.refs.get(file, span.piece)?.bytes, span.index, order))
     }
 
+    /// Whether notably more clusters are in use than the host has space for.
+    pub(super) fn is_preallocated(&mut self) -> Result<bool> {
+        let Some(allocated) = self.file.info().allocated else { return Ok(false) };
+        let clusters = allocated >> self.layout.cluster_bits;
+        // As QEMU draws the line, so that both tell the same of an image.
+        let many = (clusters + clusters / 9).max(clusters + 2);
+        let end = self.layout.clusters(self.file.len()?);
+        if end < many {
+            return Ok(false);
+        }
+        let (mut used, mut at) = (0, 0);
+        while at < end && used < many {
+            let Some(block) = self.refblock(at)? else {
+                at = (at / self.per_block() + 1) * self.per_block();
+                continue;
+            };
+            let span = self.span(block, at, end - at);
+            let order = self.header.refcount_order;
+            let file = &*self.file;
+            let bytes = &self.refs.get(file, span.piece)?.bytes;
+            used += (span.index..span.index + span.len).filter(|&index| get(bytes, index, order) != 0).count()
+                as u64;
+            at += span.len;
+        }
+        Ok(used >= many)
+    }
+
     /// Adds `delta` to the refcounts of `count` clusters. Where one cannot be, none changes.
     pub(super) fn change_refcounts(&mut self, first: u64, count: u64, delta: i64) -> Result<()> {
         let mut at = first;

@@ -81,6 +81,14 @@ impl Qcow2 {
             if size < old && preallocation != Preallocation::Off {
                 return Err(Error::option("Preallocation can't be used for shrinking an image"));
             }
+            if preallocation != Preallocation::Off
+                && meta.header.crypt != Crypt::None
+                && meta.header.version < 3
+            {
+                return Err(Error::Unsupported(
+                    "preallocation of an encrypted image of version 2".to_owned(),
+                ));
+            }
             if size > old {
                 // A VM state that an applied snapshot has left there must not become a part of the disk.
                 meta.free_behind(old, size)?;
@@ -237,9 +245,6 @@ impl Meta {
     ) -> Result<()> {
         let layout = self.layout;
         let encrypted = self.header.crypt != Crypt::None;
-        if encrypted && self.header.version < 3 {
-            return Err(Error::Unsupported("preallocation of an encrypted image of version 2".to_owned()));
-        }
         // A cluster that is begun may show the backing file.
         let start = start.next_multiple_of(layout.cluster());
         let mut guest = start;
