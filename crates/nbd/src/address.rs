@@ -102,10 +102,22 @@ impl Address {
         name.split_once(':').is_some_and(|(scheme, _)| SCHEMES.iter().any(|(known, ..)| *known == scheme))
     }
 
-    fn new(endpoint: Endpoint, export: String) -> Result<Self> {
+    /// An export of a server, without encryption.
+    pub fn new(endpoint: Endpoint, export: impl Into<String>) -> Self {
+        Self { endpoint, export: export.into(), tls: None, open_timeout: Duration::ZERO }
+    }
+
+    /// The same by TLS, with the authorities that the host trusts.
+    #[must_use]
+    pub fn by_tls(self) -> Self {
+        let tls = TlsChoice { credentials: Credentials::Host, hostname: None, verify: true };
+        Self { tls: Some(tls), ..self }
+    }
+
+    fn checked(endpoint: Endpoint, export: String) -> Result<Self> {
         match export.len() > STRING_MAX {
             true => Err(Error::address(format!("export name is longer than {STRING_MAX} bytes"))),
-            false => Ok(Self { endpoint, export, tls: None, open_timeout: Duration::ZERO }),
+            false => Ok(Self::new(endpoint, export)),
         }
     }
 
@@ -152,7 +164,7 @@ impl Address {
             }
             (false, _) => host_and_port(authority)?,
         };
-        Ok(Self { tls: is_tls.then_some(tls), ..Self::new(endpoint, export)? })
+        Ok(Self { tls: is_tls.then_some(tls), ..Self::checked(endpoint, export)? })
     }
 
     /// `host:port[:exportname=name]` and `unix:path[:exportname=name]`.
@@ -166,7 +178,7 @@ impl Address {
             }
             None => host_and_port(place)?,
         };
-        Self::new(endpoint, export.to_owned())
+        Self::checked(endpoint, export.to_owned())
     }
 
     /// From the options of a node; what is left over is an error.
@@ -196,7 +208,7 @@ impl Address {
             }
         }
         let endpoint = endpoint_of(server)?;
-        let mut address = Self::new(endpoint, options.take("export").unwrap_or_default())?;
+        let mut address = Self::checked(endpoint, options.take("export").unwrap_or_default())?;
         let hostname = options.take("tls-hostname");
         address.tls = options.take("tls-creds").map(|id| TlsChoice {
             credentials: Credentials::Object(id),

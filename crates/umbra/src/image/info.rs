@@ -86,6 +86,9 @@ struct File {
 
 impl File {
     fn protocol(&self) -> &'static str {
+        if umbra_nbd::Address::is_name(&self.info.name) {
+            return "nbd";
+        }
         let is_device = std::fs::metadata(&self.info.name).is_ok_and(|meta| !meta.is_file());
         if is_device { "host_device" } else { "file" }
     }
@@ -133,6 +136,7 @@ impl NodeInfo {
             Object::default().with("type", info.specific_type.as_str()).with("data", data)
         });
         let backing = info.backing.as_ref();
+        let knows_dirty = info.format != "raw" || self.files.iter().all(|file| file.protocol() != "nbd");
         Object::default()
             .with("children", children)
             .with_some("snapshots", (!snapshots.is_empty()).then_some(snapshots))
@@ -147,7 +151,7 @@ impl NodeInfo {
             .with_some("backing-filename", backing.map(|backing| backing.name.clone()))
             .with_some("compressed", info.compressed.then_some(true))
             .with_some("encrypted", info.encrypted.then_some(true))
-            .with("dirty-flag", info.dirty)
+            .with_some("dirty-flag", knows_dirty.then_some(info.dirty))
             .into()
     }
 
@@ -220,7 +224,8 @@ fn file_json(file: &File) -> Json {
         .with("format", file.protocol())
         .with_some("actual-size", file.info.allocated)
         .with_some("format-specific", (file.protocol() == "file").then_some(specific))
-        .with("dirty-flag", false);
+        // Of an export nobody knows.
+        .with_some("dirty-flag", (file.protocol() != "nbd").then_some(false));
     Object::default().with("name", file.role.as_str()).with("info", info).into()
 }
 

@@ -14,6 +14,7 @@ mod copy;
 mod create;
 mod dd;
 mod failure;
+mod files;
 mod getopt;
 mod info;
 mod json;
@@ -22,23 +23,28 @@ mod map;
 mod measure;
 mod open;
 mod options;
+mod overlay;
 mod partial;
 mod progress;
 mod rebase;
 mod resize;
 mod secret;
+mod serve;
 mod size;
 mod snapshot;
 mod target;
+mod tls;
 mod tree;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use umbra_block::{Environment, Registry};
 
 use failure::{Failure, Outcome};
+use files::Files;
 use getopt::{Opt, Parsed};
 use options::Command;
 use progress::{Progress, Signals};
@@ -60,6 +66,8 @@ struct Tool {
     /// The name that messages begin with.
     program: &'static str,
     environment: Environment,
+    /// Certificates, by the names of their objects.
+    tls: tls::TlsObjects,
     signals: Signals,
 }
 
@@ -161,8 +169,10 @@ fn run(program: &'static str, command: &'static Command, parsed: &Parsed) -> Out
     let signals =
         Signals::watch().map_err(|error| Failure::new(format!("cannot watch for signals: {error}")))?;
     let mut environment = Environment::new(registry());
-    environment.secrets = secret::read_all(parsed.all("object"))?;
-    let tool = Tool { program, environment, signals };
+    let (secrets, tls) = tls::split(parsed.all("object"))?;
+    environment.secrets = secret::read_all(secrets.into_iter())?;
+    environment.opener = Arc::new(Files::new(tls.clone()));
+    let tool = Tool { program, environment, tls, signals };
     (command.run)(&tool, parsed)
 }
 

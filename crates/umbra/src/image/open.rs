@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use umbra_block::{
     Access, BackingSpec, DetectZeroes, Discard, Disk, Environment, Error, FileHandle, FileSpec,
-    FileStorageSpec, HostFiles, IoBuf, IoSrc, LockMode, NodeSpec, Opener, Options, Result as BlockResult,
-    Run, Storage, StorageInfo,
+    FileStorageSpec, IoBuf, IoSrc, LockMode, NodeSpec, Opener, Options, Result as BlockResult, Run, Storage,
+    StorageInfo,
 };
 
 use super::failure::{Doing, Failure, Outcome};
@@ -166,7 +166,7 @@ impl Tool {
     pub fn environment_for(&self, cache: Cache) -> Environment {
         let mut environment = self.environment.clone();
         if cache.no_flush {
-            environment.opener = Arc::new(Unflushed);
+            environment.opener = Arc::new(Unflushed(environment.opener));
         }
         environment
     }
@@ -300,23 +300,31 @@ fn file_of(mut file: Options, spec: &mut NodeSpec) -> Outcome<FileSpec> {
             }
             Ok(if driver.is_none() { file_spec(&name) } else { FileSpec::file(name) })
         }
+        Some("nbd") => {
+            let address = umbra_nbd::Address::from_options(file.clone()).map_err(umbra_block::Error::from)?;
+            Ok(FileSpec { protocol: "nbd".to_owned(), name: address.to_string(), options: file })
+        }
         Some(protocol) => {
             Ok(FileSpec { protocol: protocol.to_owned(), name: name.unwrap_or_default(), options: file })
         }
     }
 }
 
-/// Files of the host that are not made durable: a copy that can be made again is finished sooner without.
+/// Files that are not made durable: a copy that can be made again is finished sooner without.
 #[derive(Debug)]
-struct Unflushed;
+struct Unflushed(Arc<dyn Opener>);
 
 impl Opener for Unflushed {
     fn open(&self, file: &FileSpec, spec: &FileStorageSpec) -> BlockResult<Arc<dyn Storage>> {
-        Ok(Arc::new(NoFlush(HostFiles.open(file, spec)?)))
+        Ok(Arc::new(NoFlush(self.0.open(file, spec)?)))
     }
 
     fn create(&self, file: &FileSpec) -> BlockResult<Arc<dyn Storage>> {
-        Ok(Arc::new(NoFlush(HostFiles.create(file)?)))
+        Ok(Arc::new(NoFlush(self.0.create(file)?)))
+    }
+
+    fn node_of_name(&self, name: &str) -> BlockResult<Option<NodeSpec>> {
+        self.0.node_of_name(name)
     }
 }
 

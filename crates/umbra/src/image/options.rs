@@ -5,7 +5,7 @@ use super::failure::Outcome;
 use super::getopt::{Opt, Parsed};
 use super::{
     Tool, amend, bench, bitmap, check, commit, compare, convert, create, dd, info, map, measure, rebase,
-    resize, snapshot, tree,
+    resize, serve, snapshot, tree,
 };
 
 /// A command.
@@ -283,6 +283,42 @@ const BENCH: &[Opt] = &[
     OBJECT,
 ];
 
+const SERVE: &[Opt] = &[
+    HELP,
+    QUIET,
+    FORMAT,
+    IMAGE_OPTS,
+    OBJECT,
+    Opt::value('k', "socket", "PATH", "listen on this Unix socket"),
+    Opt::value(
+        'b',
+        "bind",
+        "ADDRESS",
+        "listen on this address of the host; 127.0.0.1 where no socket is given",
+    ),
+    Opt::value('p', "port", "PORT", "listen on this TCP port; 10809 where it is not given, 0 for a free one"),
+    Opt::value('x', "export-name", "NAME", "the name that clients ask for; empty where it is not given"),
+    Opt::value('D', "description", "TEXT", "what clients are told of the exports"),
+    Opt::flag('r', "read-only", "let nobody write"),
+    Opt::flag('s', "snapshot", "keep what is written in a temporary overlay, which is lost"),
+    Opt::flag('t', "persistent", "go on when the last client has left"),
+    Opt::value('e', "shared", "N", "serve so many clients at once; 16 where it is not given, 0 for 1000"),
+    Opt::value(
+        ' ',
+        "tls-creds",
+        "DIR|ID",
+        "serve only by TLS, with the certificates of this folder or object",
+    ),
+    Opt::flag(' ', "tls-any-client", "clients need no certificate"),
+    Opt::value(' ', "cache", "CACHE", "cache mode: none, directsync, writeback, writethrough, unsafe"),
+    Opt::value(' ', "discard", "MODE", "what becomes of discards: unmap or ignore"),
+    Opt::value(' ', "detect-zeroes", "MODE", "what becomes of writes of zeroes: off, on or unmap"),
+    OUTPUT,
+    Opt::flag(' ', "json", "print where it listens as JSON; the same as --output=json"),
+    SHARE,
+    NO_IMPLICIT,
+];
+
 const TREE: &[Opt] = &[HELP, FORMAT, OUTPUT, IMAGE_OPTS, OBJECT, SHARE];
 
 /// Every command.
@@ -398,6 +434,14 @@ pub const COMMANDS: &[Command] = &[
         options: RESIZE,
         notes: "",
         run: resize::run,
+    },
+    Command {
+        name: "serve",
+        about: "serve images to clients of the network block device protocol",
+        usage: "[-f FMT] [-k SOCKET] [-b ADDRESS] [-p PORT] [-r | -s] [-t] [--tls-creds DIR] (FILE | NAME=FILE...)",
+        options: SERVE,
+        notes: "It ends with its last client, or with -t when it is stopped (Ctrl-C): what was written is made durable then.\nA folder of certificates has ca-cert.pem, server-cert.pem and server-key.pem.",
+        run: serve::run,
     },
     Command {
         name: "snapshot",

@@ -5,8 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use umbra_block::{
-    Access, FileSpec, FileStorageSpec, IoBuf, IoSrc, Opener, Result as BlockResult, Run, Storage, StorageInfo,
+    Access, FileSpec, FileStorageSpec, IoBuf, IoSrc, NodeSpec, Opener, Result as BlockResult, Run, Storage,
+    StorageInfo,
 };
+
+use super::files::is_export;
+
+/// Bytes by which a format is known.
+const HEAD: u64 = umbra_block::Registry::PROBE_BYTES as u64;
 
 /// Files that are not complete yet. They are removed, unless they are kept.
 #[derive(Debug, Default)]
@@ -51,13 +57,26 @@ impl Opener for Recording {
         self.files.open(file, spec)
     }
 
+    fn node_of_name(&self, name: &str) -> BlockResult<Option<NodeSpec>> {
+        self.files.node_of_name(name)
+    }
+
     fn create(&self, file: &FileSpec) -> BlockResult<Arc<dyn Storage>> {
+        if is_export(file) {
+            let storage = self.files.create(file)?;
+            return Ok(Arc::new(Replaced {
+                storage,
+                file: None,
+                made: self.made.clone(),
+                begun: Mutex::default(),
+            }));
+        }
         let path = Path::new(&file.name);
         if std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
             let storage = self.files.open(file, &FileStorageSpec::new(Access::ReadWrite))?;
             return Ok(Arc::new(Replaced {
                 storage,
-                file: real(path),
+                file: Some(real(path)),
                 made: self.made.clone(),
                 begun: Mutex::default(),
             }));
@@ -82,7 +101,8 @@ fn note(made: &Made, path: PathBuf) {
 #[derive(Debug)]
 struct Replaced {
     storage: Arc<dyn Storage>,
-    file: PathBuf,
+    /// Its path; none for what is no file of the host, which stays as large as it is.
+    file: Option<PathBuf>,
     made: Made,
     begun: Mutex<bool>,
 }
@@ -91,8 +111,14 @@ impl Replaced {
     fn begun(&self) -> BlockResult<&dyn Storage> {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         if !*begun {
-            self.storage.set_len(0)?;
-            note(&self.made, self.file.clone());
+            match &self.file {
+                Some(path) => {
+                    self.storage.set_len(0)?;
+                    note(&self.made, path.clone());
+                }
+                // What it was is not to be found in it any more.
+                None => self.storage.write_zeroes(0, self.storage.len()?.min(HEAD), false)?,
+            }
             *begun = true;
         }
         Ok(&*self.storage)

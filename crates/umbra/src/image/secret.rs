@@ -62,7 +62,8 @@ fn read(definition: &str) -> Outcome<(String, Vec<u8>)> {
     Ok((id, secret))
 }
 
-fn properties(definition: &str) -> Result<Options, String> {
+/// The properties of an object, with its type among them.
+pub(super) fn properties(definition: &str) -> Result<Options, String> {
     if definition.starts_with('{') {
         return keyval::flatten(&json::parse_relaxed(definition).map_err(|error| error.to_string())?);
     }
