@@ -1,8 +1,10 @@
 //! Many requests to a disk at once, from one thread that does not wait for each.
 //!
-//! What is nothing but bytes of files (`plan`) goes to the kernel by io_uring; all else is done by threads that
-//! may wait. Where io_uring is not to be had (default seccomp profiles of containers forbid it), and where threads are
-//! asked for, what the page cache holds is read at once and the rest goes to the threads.
+//! What is nothing but bytes of files (`plan`) is done at once where the page cache can, and else goes to the kernel by
+//! io_uring; all other requests are done by threads that may wait. They do everything else where io_uring is not to be had
+//! (default seccomp profiles of containers forbid it) or not wanted. Writes to the page cache hardly ever wait, and a
+//! file system that cannot promise it has the kernel pay with a thread for each; so they are done at once until one
+//! has waited, and the next ones are handed over.
 //!
 //! Constraints: memory of a request belongs to the queue until the request is done, so a queue lives within
 //! [`Disk::queue`], which waits for all of them. A request that is under way keeps others from changing its mapping,
@@ -13,13 +15,18 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Scope;
+use std::time::{Duration, Instant};
 
 use super::Disk;
 use super::gate::Pass;
 use super::plan::Plan;
-use crate::io::{Ring, Wake, at_once};
+use crate::io::{Op, Ring, Wake, read_at_once, write_at_once};
 use crate::{IoBuf, IoSrc, Result};
 
+/// A write to the page cache that takes longer has waited for something.
+const WAITED: Duration = Duration::from_millis(1);
+/// Writes that are handed over after one has waited.
+const HELD_BACK: u32 = 1000;
 /// Threads of a queue: they wait for disks more than they compute.
 const THREADS_MAX: usize = 16;
 
@@ -146,6 +153,8 @@ pub struct Queue<'scope, 'env> {
     pooled: usize,
     ready: Vec<Done>,
     completed: Vec<(usize, Result<()>)>,
+    /// So many writes are handed over before one is done at once again.
+    held_back: u32,
     /// A ring is its thread's.
     _here: PhantomData<*const ()>,
 }
@@ -187,6 +196,7 @@ impl Disk {
                 pooled: 0,
                 ready: Vec::new(),
                 completed: Vec::new(),
+                held_back: 0,
                 _here: PhantomData,
             })
         })
@@ -235,26 +245,38 @@ impl<'env> Queue<'_, 'env> {
         let pass = self.disk.gate.try_enter()?;
         let plan = match request {
             Request::Read { offset, bufs } => Plan::read(pass.node(), *offset, bufs),
-            // Without io_uring the kernel would have us wait.
-            Request::Write { offset, srcs } if self.ring.is_some() => {
-                Plan::write(self.disk, pass.node(), *offset, srcs)
-            }
-            _ => None,
+            Request::Write { offset, srcs } => Plan::write(self.disk, pass.node(), *offset, srcs),
+            Request::Flush => None,
         };
         Some((pass, plan?))
     }
 
+    /// Whether the page cache has done a planned request.
+    fn is_done_at_once(&mut self, ops: &[Op<'_>]) -> bool {
+        if !ops.iter().any(|op| op.memory.is_write()) {
+            return ops.iter().all(read_at_once);
+        }
+        if self.held_back > 0 {
+            self.held_back -= 1;
+            return false;
+        }
+        let began = Instant::now();
+        let is_done = ops.iter().all(write_at_once);
+        if began.elapsed() > WAITED {
+            self.held_back = HELD_BACK;
+        }
+        is_done
+    }
+
     fn start(&mut self, tag: u64, pass: Pass<'env>, mut plan: Plan<'env>, request: Request<'env>) {
         let ops = std::mem::take(&mut plan.ops);
-        let Some(ring) = self.ring.as_mut().filter(|_| !ops.is_empty()) else {
-            match ops.iter().all(at_once) {
-                true => self.ready.push(Done { tag, result: Ok(()) }),
-                false => {
-                    drop((plan, pass));
-                    self.hand_over(tag, request);
-                }
-            }
+        if self.is_done_at_once(&ops) {
+            self.ready.push(Done { tag, result: Ok(()) });
             return;
+        }
+        let Some(ring) = self.ring.as_mut() else {
+            drop((plan, pass));
+            return self.hand_over(tag, request);
         };
         let number = self.free.pop().unwrap_or_else(|| {
             self.parts.push(None);

@@ -21,7 +21,7 @@ pub use file::{FileStorage, FileStorageSpec};
 pub use lock::LockMode;
 pub use memory::MemoryStorage;
 pub use recording::{Recorder, RecordingStorage};
-pub(crate) use ring::{Memory, Op, Ring, Wake, at_once};
+pub(crate) use ring::{Memory, Op, Ring, Wake, read_at_once, write_at_once};
 
 use crate::Result;
 

@@ -18,6 +18,10 @@ use crate::Result;
 const LEN_MAX: u64 = 1 << 30;
 /// Buffers that one request to the kernel has at most.
 const VECTORS_MAX: usize = 1024;
+/// Bytes of the page cache's pages, or of a part of them.
+const PAGE: u64 = 4096;
+/// Bytes that are copied to the page cache rather than handed over.
+const WRITE_MAX: u64 = 64 << 10;
 /// The number of the request that waits for [`Wake`].
 const WAKE: u64 = u64::MAX;
 
@@ -59,6 +63,10 @@ impl Memory<'_> {
         }
     }
 
+    pub(crate) fn is_write(&self) -> bool {
+        matches!(self, Memory::Write(_))
+    }
+
     /// Whether a request at `offset` is as a file wants it that goes around the page cache.
     pub(crate) fn is_aligned(&self, offset: u64, alignment: u64) -> bool {
         let fits =
@@ -90,18 +98,36 @@ impl Op<'_> {
     }
 }
 
-/// Does a read without waiting for a disk, where the page cache has it all; whether it had.
-pub(crate) fn at_once(op: &Op<'_>) -> bool {
-    let Memory::Read(bufs) = &op.memory else { return false };
-    let Some(handle) = op.storage.handle().filter(|handle| handle.alignment == 1 && op.is_one()) else {
-        return false;
+/// Reads what the page cache has, without waiting for a disk; whether it had all.
+pub(crate) fn read_at_once(op: &Op<'_>) -> bool {
+    is_cached(op, LEN_MAX) && move_at_once(op, libc::RWF_NOWAIT)
+}
+
+/// Writes whole pages to the page cache; whether that could be done. It does not wait for a disk, unless the host holds
+/// writers back because too much is to be written.
+pub(crate) fn write_at_once(op: &Op<'_>) -> bool {
+    let whole = op.offset.is_multiple_of(PAGE) && op.memory.len().is_multiple_of(PAGE);
+    whole && is_cached(op, WRITE_MAX) && move_at_once(op, 0)
+}
+
+fn is_cached(op: &Op<'_>, max: u64) -> bool {
+    let alignment = op.storage.handle().map(|handle| handle.alignment);
+    alignment == Some(1) && op.is_one() && op.memory.len() <= max
+}
+
+/// One call for the whole request; whether it has done all.
+fn move_at_once(op: &Op<'_>, flags: libc::c_int) -> bool {
+    let file = op.storage.handle().map(|handle| handle.file.as_raw_fd());
+    let (Some(file), Ok(offset)) = (file, libc::off_t::try_from(op.offset)) else { return false };
+    let (vectors, count) = (op.memory.vectors(), op.memory.parts() as libc::c_int);
+    let done = match op.memory {
+        // SAFETY: a list of buffers is one of vectors; each is memory that its `IoBuf` vouches for, writable, for longer
+        // than the call.
+        Memory::Read(_) => unsafe { libc::preadv2(file, vectors, count, offset, flags) },
+        // SAFETY: the same of `IoSrc`, readable.
+        Memory::Write(_) => unsafe { libc::pwritev2(file, vectors, count, offset, flags) },
     };
-    let Ok(offset) = libc::off_t::try_from(op.offset) else { return false };
-    let (file, count) = (handle.file.as_raw_fd(), bufs.len() as libc::c_int);
-    // SAFETY: a list of buffers is one of vectors; each is memory that its `IoBuf` vouches for, writable, for longer
-    // than the call.
-    let got = unsafe { libc::preadv2(file, IoBuf::vectors(bufs), count, offset, libc::RWF_NOWAIT) };
-    u64::try_from(got).is_ok_and(|got| got == op.memory.len())
+    u64::try_from(done).is_ok_and(|done| done == op.memory.len())
 }
 
 /// Ends the wait of a ring, from another thread.

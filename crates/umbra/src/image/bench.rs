@@ -159,10 +159,8 @@ fn send<'env>(
     Ok(())
 }
 
-/// Where the next request begins: a step further, and again from the disk's beginning where it would not fit.
+/// Where the next request begins: a step further, around the disk's end, and at its beginning where it would not fit.
 fn next(offset: u64, disk_size: u64, plan: &Plan) -> u64 {
-    match disk_size.checked_sub(plan.size) {
-        None | Some(0) => 0,
-        Some(last) => offset.saturating_add(plan.step) % last,
-    }
+    let next = offset.saturating_add(plan.step).checked_rem(disk_size).unwrap_or(0);
+    if next.saturating_add(plan.size) <= disk_size { next } else { 0 }
 }

@@ -115,7 +115,9 @@ const fn case(what: &'static str, must: f64, before: &'static str, words: &'stat
 
 const SECRET: &str = "--object secret,id=s,data=abc";
 
-const CASES: [Case; 14] = [
+/// Requests of 4 KiB that follow each other 1 MiB and 4 KiB apart, around the disk: each page is met once before one is
+/// met again, and none follows the one before it. That is what the tool has for random ones.
+const CASES: [Case; 18] = [
     case("convert raw to qcow2", 1.3, "", "convert -f raw -O qcow2 source.raw {out}"),
     case("convert qcow2 to raw", 1.3, "", "convert -f qcow2 -O raw source.qcow2 {out}"),
     Case {
@@ -156,6 +158,25 @@ const CASES: [Case; 14] = [
     case("map sparse 1 TiB", 2.0, "", "map -f qcow2 --output=json wide.qcow2"),
     case("compare equal data", 1.0, "", "compare -q -f raw -F qcow2 source.raw source.qcow2"),
     case("map sparse 1 TiB raw", 2.0, "", "map -f raw --output=json wide.raw"),
+    case("4k reads raw, depth 64", 1.2, "", "bench -c 200000 -d 64 -i io_uring -S 1052672 -f raw random.raw"),
+    case(
+        "4k reads qcow2, depth 64",
+        1.2,
+        "",
+        "bench -c 200000 -d 64 -i io_uring -S 1052672 -f qcow2 random.qcow2",
+    ),
+    case(
+        "4k writes raw, depth 64",
+        1.2,
+        "",
+        "bench -w -c 200000 -d 64 -i io_uring -S 1052672 -f raw random.raw",
+    ),
+    case(
+        "4k writes qcow2, depth 64",
+        1.2,
+        "",
+        "bench -w -c 200000 -d 64 -i io_uring -S 1052672 -f qcow2 random.qcow2",
+    ),
 ];
 
 /// A tool under the name `qemu-img`.
@@ -189,6 +210,7 @@ fn prepare(tool: &Tool, folder: &Path, size: u64) -> Result<()> {
     write_data(&folder.join("source.raw"), size, half, false)?;
     write_data(&folder.join("text.raw"), size / 4, size / 4, true)?;
     write_data(&folder.join("half.raw"), size / 4, size / 4, false)?;
+    write_data(&folder.join("random.raw"), size / 4, size / 4, false)?;
     let lines = [
         "convert -f raw -O qcow2 source.raw source.qcow2",
         "convert -c -W -f raw -O qcow2 text.raw packed.qcow2",
@@ -196,6 +218,7 @@ fn prepare(tool: &Tool, folder: &Path, size: u64) -> Result<()> {
         "create -q -f qcow2 -o preallocation=metadata full-umbra.qcow2 8G",
         "create -q -f qcow2 -o preallocation=metadata full-qemu.qcow2 8G",
         "convert {secret} -f raw -O luks -o key-secret=s,iter-time=10 half.raw half.luks",
+        "convert -f raw -O qcow2 random.raw random.qcow2",
         "create -q -f qcow2 wide.qcow2 1T",
         "create -q -f qcow2 wide2.qcow2 1T",
         "create -q -f raw wide.raw 1T",
