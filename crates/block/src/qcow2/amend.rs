@@ -1,10 +1,10 @@
 //! Changes of an image's options: version, refcount width, lazy refcounts, names, key slots.
 
 use super::create::{parse_compat, parse_refcount_bits};
-use super::header::{CORRUPT, DATA_FILE_RAW, DIRTY, LAZY_REFCOUNTS};
+use super::header::{CORRUPT, Crypt, DATA_FILE_RAW, DIRTY, LAZY_REFCOUNTS};
 use super::layout::{Entry, ZERO};
 use super::meta::Meta;
-use crate::{BackingRef, Error, Options, Result, Secrets, Task};
+use crate::{BackingRef, Error, Options, Result, Secrets, SectorCipher, StorageExt, Task};
 
 impl Meta {
     /// Changes the backing file that the header names.
@@ -29,6 +29,7 @@ impl Meta {
         mut options: Options,
         secrets: &Secrets,
         unlocking: Option<&[u8]>,
+        cipher: Option<&dyn SectorCipher>,
         task: &Task<'_>,
     ) -> Result<()> {
         let version = options.take("compat").map(|text| parse_compat(&text)).transpose()?;
@@ -76,7 +77,7 @@ impl Meta {
             }
         }
         if version == Some(2) {
-            self.downgrade(task)?;
+            self.downgrade(cipher, task)?;
         }
         self.flush()
     }
@@ -106,7 +107,7 @@ impl Meta {
     }
 
     /// Turns the image into one of version 2, where it has nothing that version 2 has not.
-    fn downgrade(&mut self, task: &Task<'_>) -> Result<()> {
+    fn downgrade(&mut self, cipher: Option<&dyn SectorCipher>, task: &Task<'_>) -> Result<()> {
         if self.header.version == 2 {
             return Ok(());
         }
@@ -128,7 +129,7 @@ impl Meta {
                 ));
             }
         }
-        self.write_out_zeroes(task)?;
+        self.write_out_zeroes(cipher, task)?;
         self.header.version = 2;
         (self.header.incompatible, self.header.compatible, self.header.autoclear) = (0, 0, 0);
         self.lazy_wanted = false;
@@ -137,7 +138,7 @@ impl Meta {
     }
 
     /// Version 2 has no zero clusters: they get places full of zeroes, or none where there is nothing behind.
-    fn write_out_zeroes(&mut self, task: &Task<'_>) -> Result<()> {
+    fn write_out_zeroes(&mut self, cipher: Option<&dyn SectorCipher>, task: &Task<'_>) -> Result<()> {
         let layout = self.layout;
         for snapshot in self.snapshots.clone() {
             let l1 = self.snapshot_l1(&snapshot)?;
@@ -170,7 +171,8 @@ impl Meta {
                     None if !behind => Entry::default(),
                     host => {
                         let host = host.map_or_else(|| self.allocate(1), Ok)?;
-                        self.file.write_zeroes(host, layout.cluster(), false)?;
+                        let guest = (l1_index * layout.l2_entries() + index) << layout.cluster_bits;
+                        self.write_zeroes_at(host, guest, cipher)?;
                         Entry::data(host, layout)
                     }
                 };
@@ -181,6 +183,20 @@ impl Meta {
             }
         }
         self.flush()
+    }
+
+    /// Fills a cluster's place with what reads as zeroes.
+    fn write_zeroes_at(&mut self, host: u64, guest: u64, cipher: Option<&dyn SectorCipher>) -> Result<()> {
+        let cluster = self.layout.cluster();
+        let sector = match self.header.crypt {
+            Crypt::None => return self.file.write_zeroes(host, cluster, false),
+            Crypt::Luks => host / 512,
+            Crypt::Aes => guest / 512,
+        };
+        let cipher = cipher.ok_or_else(|| Error::NeedsSecret("image".to_owned()))?;
+        let mut bytes = vec![0; cluster as usize];
+        cipher.encrypt(sector, &mut bytes);
+        self.file.write_at(host, &bytes)
     }
 
     fn has_zeroes(&mut self, table: u64) -> Result<bool> {

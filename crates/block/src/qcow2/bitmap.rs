@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::header::{BITMAPS_VALID, BitmapExtension, NAME_MAX};
 use super::meta::{Meta, read_words, word_bytes};
+use super::owned;
 use crate::{BitmapInfo, Error, Result, StorageExt};
 
 const IN_USE: u32 = 1;
@@ -164,19 +165,18 @@ impl Meta {
                 limit: TABLE_ENTRIES_MAX,
             });
         }
-        if self.writable {
-            self.own_in_file(extension.directory_offset, extension.directory_len);
-            let tables: Vec<_> = self
-                .bitmaps
-                .list
-                .iter()
-                .map(|bitmap| (bitmap.table_offset, u64::from(bitmap.table_len)))
-                .collect();
-            for (offset, len) in tables {
-                self.own_in_file(offset, len * 8);
-            }
-        }
         Ok(())
+    }
+
+    /// Notes the directory and the tables that it names as metadata.
+    pub(super) fn own_bitmaps(&mut self) {
+        let Some(extension) = self.header.bitmaps else { return };
+        self.own_in_file(extension.directory_offset, extension.directory_len, owned::BITMAPS);
+        let places = |bitmap: &Bitmap| (bitmap.table_offset, u64::from(bitmap.table_len));
+        let tables: Vec<_> = self.bitmaps.list.iter().map(places).collect();
+        for (offset, len) in tables {
+            self.own_in_file(offset, len * 8, owned::BITMAPS);
+        }
     }
 
     fn bits_of(&self, granularity_bits: u8) -> u64 {
@@ -290,7 +290,7 @@ impl Meta {
             self.free_bitmap_table(offset, len)?;
         }
         if let Some(old) = old_extension {
-            self.disown(old.directory_offset, old.directory_len);
+            self.owned.remove(old.directory_offset, old.directory_len);
             self.free_later(old.directory_offset, self.layout.clusters(old.directory_len));
         }
         self.flush_frees()
@@ -312,7 +312,7 @@ impl Meta {
         }
         let bytes = word_bytes(&table);
         let offset = if table.is_empty() { 0 } else { self.store(&bytes)? };
-        self.own(offset, bytes.len() as u64);
+        self.owned.add(offset, bytes.len() as u64, owned::BITMAPS);
         let bitmap = &mut self.bitmaps.list[index];
         bitmap.bits = Some(bits);
         bitmap.table_offset = offset;
@@ -331,7 +331,7 @@ impl Meta {
             None
         } else {
             let directory_offset = self.store(&bytes)?;
-            self.own(directory_offset, bytes.len() as u64);
+            self.owned.add(directory_offset, bytes.len() as u64, owned::BITMAPS);
             self.header.autoclear |= BITMAPS_VALID;
             let count = self.bitmaps.list.len() as u32;
             Some(BitmapExtension { count, directory_len: bytes.len() as u64, directory_offset })
@@ -354,7 +354,7 @@ impl Meta {
                 self.free_later(data, 1);
             }
         }
-        self.disown(offset, len * 8);
+        self.owned.remove(offset, len * 8);
         self.free_later(offset, self.layout.clusters(len * 8));
         Ok(())
     }

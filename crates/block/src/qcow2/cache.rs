@@ -6,6 +6,8 @@ use crate::{Error, Result, Storage, StorageExt};
 
 /// Bytes of one piece, at most: a table may have 2 MiB.
 pub(super) const PIECE_MAX: u64 = 16 << 10;
+/// The fewest pieces that are kept: one write works on several.
+const PIECES_MIN: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Piece {
@@ -43,8 +45,14 @@ impl Cache {
     /// For tables of one cluster each; `bytes_max` of them.
     pub(super) fn new(cluster: u64, bytes_max: u64) -> Self {
         let piece_len = cluster.min(PIECE_MAX);
-        let max = usize::try_from(bytes_max / piece_len).unwrap_or(usize::MAX).max(16);
-        Self { pieces: HashMap::new(), piece_len, max, clock: 0, dirty_count: 0 }
+        let mut cache = Self { pieces: HashMap::new(), piece_len, max: 0, clock: 0, dirty_count: 0 };
+        cache.set_limit(bytes_max);
+        cache
+    }
+
+    /// Keeps to another limit from now on.
+    pub(super) fn set_limit(&mut self, bytes_max: u64) {
+        self.max = usize::try_from(bytes_max / self.piece_len).unwrap_or(usize::MAX).max(PIECES_MIN);
     }
 
     pub(super) fn piece_len(&self) -> u64 {

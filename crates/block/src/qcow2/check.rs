@@ -161,6 +161,9 @@ impl Meta {
             self.file.flush()?;
         }
         self.broken = false;
+        if self.writable {
+            self.own_all();
+        }
         Ok(())
     }
 

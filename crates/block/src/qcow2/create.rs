@@ -323,8 +323,13 @@ fn create(
     meta.write_header()?;
     meta.file.flush()?;
     meta.own_all();
-    if plan.preallocation != Preallocation::Off {
-        meta.preallocate(0, size, plan.preallocation, task)?;
+    // A raw data file is the disk: all of it is mapped.
+    let preallocation = match plan.preallocation {
+        Preallocation::Off if plan.data_file_raw => Preallocation::Metadata,
+        other => other,
+    };
+    if preallocation != Preallocation::Off {
+        meta.preallocate(0, size, preallocation, task)?;
     }
     meta.finish()
 }

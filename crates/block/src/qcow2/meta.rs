@@ -12,13 +12,16 @@ use std::sync::Arc;
 use super::cache::Cache;
 use super::header::{CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Header};
 use super::layout::{COPIED, Entry, Layout, OFFSET_MASK, PER_SECTOR, REFTABLE_MASK};
+use super::owned::{self, Kinds, Owned};
 use super::snapshot::Snapshot;
-use crate::{Error, Result, Storage, StorageExt};
+use crate::{Error, Options, Result, Storage, StorageExt};
 
-/// L2 tables that are kept in memory: enough for 256 GiB of disk in clusters of 64 KiB.
+/// L2 tables that are kept in memory, at most: enough for 256 GiB of disk in clusters of 64 KiB.
 const L2_CACHE_BYTES: u64 = 32 << 20;
-/// Refcount blocks that are kept in memory: enough for 256 GiB of file.
+/// Refcount blocks that are kept in memory, at most: enough for 256 GiB of file.
 const REF_CACHE_BYTES: u64 = 8 << 20;
+/// The most that a user can ask for.
+const CACHE_BYTES_MAX: u64 = 4 << 30;
 /// Clusters that wait to be freed until the file no longer refers to them.
 const FREES_MAX: usize = 4096;
 
@@ -32,6 +35,7 @@ pub(super) struct Meta {
     /// Sectors of the L1 table that differ from the file's.
     pub l1_dirty: BTreeSet<u64>,
     pub l2: Cache,
+    cache_sizes: CacheSizes,
     pub reftable: Vec<u64>,
     pub reftable_dirty: BTreeSet<u64>,
     pub refs: Cache,
@@ -42,7 +46,7 @@ pub(super) struct Meta {
     /// Where the next compressed data goes; 0 where it needs a new cluster.
     pub packed_at: u64,
     /// Clusters that hold metadata.
-    pub owned: HashSet<u64>,
+    pub owned: Owned,
     /// Clusters from here on were not in the file when it was opened.
     owned_end: u64,
     pub snapshots: Vec<Snapshot>,
@@ -87,12 +91,13 @@ impl Meta {
             header,
             l1,
             l1_dirty: BTreeSet::new(),
+            cache_sizes: CacheSizes::default(),
             reftable,
             reftable_dirty: BTreeSet::new(),
             free_hint: 0,
             frees: Runs::default(),
             packed_at: 0,
-            owned: HashSet::new(),
+            owned: Owned::new(layout),
             owned_end,
             snapshots: Vec::new(),
             snapshots_bytes: 0,
@@ -103,7 +108,6 @@ impl Meta {
             broken: false,
         };
         if writable {
-            meta.own_all();
             // Refcount blocks that are several at once would make the search for a free cluster endless.
             let mut seen = HashSet::new();
             meta.broken = meta.reftable.iter().any(|&block| block != 0 && !seen.insert(block));
@@ -111,26 +115,12 @@ impl Meta {
         Ok(meta)
     }
 
-    /// Notes a range of the file as metadata.
-    pub(super) fn own(&mut self, offset: u64, len: u64) {
-        let first = offset >> self.layout.cluster_bits;
-        self.owned.extend(first..first + self.layout.clusters(len));
-    }
-
-    /// The same for a range that the image names. What lies behind the end of the file is not there, so that the file
+    /// Notes a range that the image names as metadata. What lies behind the end of the file is not there, so that the file
     /// bounds what is kept.
-    pub(super) fn own_in_file(&mut self, offset: u64, len: u64) {
+    pub(super) fn own_in_file(&mut self, offset: u64, len: u64, kind: Kinds) {
         let file_end = self.owned_end << self.layout.cluster_bits;
         let end = offset.saturating_add(len).min(file_end);
-        self.own(offset, end.saturating_sub(offset));
-    }
-
-    /// A range is metadata no more.
-    pub(super) fn disown(&mut self, offset: u64, len: u64) {
-        let first = offset >> self.layout.cluster_bits;
-        for cluster in first..first + self.layout.clusters(len) {
-            self.owned.remove(&cluster);
-        }
+        self.owned.add(offset, end.saturating_sub(offset), kind);
     }
 
     /// Notes what the tables in memory show to be metadata.
@@ -138,16 +128,32 @@ impl Meta {
         self.owned.clear();
         self.owned_end = self.owned_end.max(self.file.len().map_or(0, |len| self.layout.clusters(len)));
         let header = self.header.clone();
-        self.own(0, 1);
-        self.own_in_file(header.l1_offset, u64::from(header.l1_len) * 8);
-        self.own_in_file(header.reftable_offset, u64::from(header.reftable_clusters) * self.layout.cluster());
+        let cluster = self.layout.cluster();
+        self.owned.add(0, 1, owned::HEADER);
+        self.own_in_file(header.l1_offset, u64::from(header.l1_len) * 8, owned::ACTIVE_L1);
+        let reftable_len = u64::from(header.reftable_clusters) * cluster;
+        self.own_in_file(header.reftable_offset, reftable_len, owned::REFCOUNT_TABLE);
         if let Some((offset, len)) = header.crypto {
-            self.own_in_file(offset, len);
+            self.own_in_file(offset, len, owned::ENCRYPTION);
         }
-        let bits = self.layout.cluster_bits;
-        let tables = self.l1.iter().map(|entry| entry & OFFSET_MASK);
-        let blocks = self.reftable.iter().map(|entry| entry & REFTABLE_MASK);
-        self.owned.extend(tables.chain(blocks).filter(|&offset| offset != 0).map(|offset| offset >> bits));
+        let tables = self.l1.iter().map(|entry| (entry & OFFSET_MASK, owned::ACTIVE_L2));
+        let blocks = self.reftable.iter().map(|entry| (entry & REFTABLE_MASK, owned::REFCOUNT_BLOCK));
+        for (offset, kind) in tables.chain(blocks).filter(|&(offset, _)| offset != 0) {
+            self.owned.add(offset, 1, kind);
+        }
+        self.own_snapshots();
+        self.own_bitmaps();
+    }
+
+    /// Sizes the caches by the image: none needs more than all of its tables, twice, so that they are never full.
+    pub(super) fn limit_caches(&mut self, sizes: CacheSizes) {
+        let cluster = self.layout.cluster();
+        let tables = self.layout.l1_len(self.header.size).saturating_mul(2 * cluster);
+        let l2 = sizes.l2.or(self.cache_sizes.l2);
+        let refcounts = sizes.refcounts.or(self.cache_sizes.refcounts);
+        self.cache_sizes = CacheSizes { l2, refcounts };
+        self.l2.set_limit(l2.unwrap_or(L2_CACHE_BYTES).min(CACHE_BYTES_MAX).min(tables));
+        self.refs.set_limit(refcounts.unwrap_or(REF_CACHE_BYTES).min(CACHE_BYTES_MAX));
     }
 
     /// Fails where nothing may be written any more.
@@ -156,11 +162,9 @@ impl Meta {
             return Err(Error::ReadOnly("write".to_owned()));
         }
         if self.broken {
-            return Err(Error::corrupt(
-                "it was damaged when it was last written, so nothing more is written",
-            ));
+            return Err(Error::corrupt("damage was found, so nothing more is written"));
         }
-        Ok(())
+        self.owned.refuse_conflict()
     }
 
     /// Marks the image as corrupt, so that nobody writes to it before it has been checked.
@@ -251,7 +255,7 @@ impl Meta {
             let new = self.allocate(1)?;
             self.file.write_zeroes(new, cluster, true)?;
             self.l2.forget(new, new + cluster);
-            self.own(new, cluster);
+            self.owned.add(new, cluster, owned::ACTIVE_L2);
             self.set_l1(l1_index, new | COPIED);
             return Ok(new);
         };
@@ -267,7 +271,7 @@ impl Meta {
             piece += self.l2.piece_len();
         }
         self.l2.forget(new, new + cluster);
-        self.own(new, cluster);
+        self.owned.add(new, cluster, owned::ACTIVE_L2);
         self.set_l1(l1_index, new | COPIED);
         self.free_later(table, 1);
         Ok(new)
@@ -316,10 +320,10 @@ impl Meta {
         }
         self.file.flush()?;
         self.l1 = l1;
-        self.own(offset, clusters * self.layout.cluster());
+        self.owned.add(offset, clusters * self.layout.cluster(), owned::ACTIVE_L1);
         let old_clusters = self.layout.clusters(u64::from(old.1) * 8);
         if old.0 != 0 && old_clusters != 0 {
-            self.disown(old.0, old_clusters * self.layout.cluster());
+            self.owned.remove(old.0, old_clusters * self.layout.cluster());
             self.free_later(old.0, old_clusters);
         }
         Ok(())
@@ -447,6 +451,41 @@ impl Meta {
             self.file.flush()?;
         }
         Ok(())
+    }
+}
+
+/// Bytes that caches may take, where the user says so.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct CacheSizes {
+    l2: Option<u64>,
+    refcounts: Option<u64>,
+}
+
+impl CacheSizes {
+    /// `cache-size`, `l2-cache-size` and `refcount-cache-size`.
+    pub(super) fn take(options: &mut Options) -> Result<Self> {
+        let whole = options.take_size("cache-size")?;
+        let mut sizes = Self {
+            l2: options.take_size("l2-cache-size")?,
+            refcounts: options.take_size("refcount-cache-size")?,
+        };
+        let Some(whole) = whole else { return Ok(sizes) };
+        let wrong = match (sizes.l2, sizes.refcounts) {
+            (Some(_), Some(_)) => {
+                Some("cache-size, l2-cache-size and refcount-cache-size may not be set at the same time")
+            }
+            (Some(l2), None) if l2 > whole => Some("l2-cache-size may not exceed cache-size"),
+            (None, Some(refcounts)) if refcounts > whole => {
+                Some("refcount-cache-size may not exceed cache-size")
+            }
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(Error::option(wrong));
+        }
+        let l2 = sizes.l2.unwrap_or_else(|| whole - sizes.refcounts.unwrap_or(whole / 5));
+        (sizes.l2, sizes.refcounts) = (Some(l2), Some(sizes.refcounts.unwrap_or(whole - l2)));
+        Ok(sizes)
     }
 }
 

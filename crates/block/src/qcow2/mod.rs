@@ -14,6 +14,7 @@ mod info;
 mod layout;
 mod map;
 mod meta;
+mod owned;
 mod refcount;
 mod snapshot;
 mod write;
@@ -28,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 pub use create::Qcow2Driver;
 use header::{CORRUPT, Crypt, DATA_FILE, DIRTY, Header, LAZY_REFCOUNTS};
 use layout::Layout;
-use meta::Meta;
+use meta::{CacheSizes, Meta};
 
 use crate::{
     Access, BackingRef, BitmapInfo, Bitmaps, CheckReport, Codec, Compression, Error, Extent, Format,
@@ -37,19 +38,14 @@ use crate::{
     Storage, Task, Token,
 };
 
-/// Options that tune other programs' caches and discards; ours need none.
-const IGNORED: [&str; 12] = [
+/// Options that tune how other programs keep their caches and pass discards on; ours need none.
+const IGNORED: [&str; 7] = [
     "cache-clean-interval",
-    "cache-size",
     "discard-no-unref",
     "l2-cache-entry-size",
-    "l2-cache-size",
-    "overlap-check",
-    "overlap-check.template",
     "pass-discard-other",
     "pass-discard-request",
     "pass-discard-snapshot",
-    "refcount-cache-size",
     "driver",
 ];
 
@@ -87,6 +83,8 @@ impl Qcow2 {
             )));
         }
         let lazy = request.options.take_bool("lazy-refcounts")?;
+        let checks = owned::take_checks(&mut request.options)?;
+        let caches = CacheSizes::take(&mut request.options)?;
         let data = open_data_file(&mut request, &header)?;
         let secret_id = request.options.take("encrypt.key-secret");
         let cipher = open_cipher(&mut request, &header, secret_id.as_deref())?;
@@ -98,6 +96,11 @@ impl Qcow2 {
         let mut meta = Meta::load(request.storage.clone(), data, header, writable)?;
         meta.load_snapshots()?;
         meta.load_bitmaps()?;
+        meta.limit_caches(caches);
+        meta.owned.set_checks(checks);
+        if writable {
+            meta.own_all();
+        }
         if lazy == Some(true) && meta.header.version < 3 {
             return Err(Error::option(
                 "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
@@ -150,8 +153,7 @@ impl Qcow2 {
     /// Changes metadata. Where that finds damage, the image is marked as corrupt, and nothing is written any more.
     fn change_meta<T>(&self, work: impl FnOnce(&mut Meta) -> Result<T>) -> Result<T> {
         let mut meta = self.lock();
-        meta.writable()?;
-        let done = work(&mut meta);
+        let done = meta.writable().and_then(|()| work(&mut meta));
         if matches!(done, Err(Error::Corrupt(_))) {
             meta.mark_corrupt();
         }
@@ -338,7 +340,8 @@ impl FormatWrite for Qcow2 {
 
     fn amend(&self, options: &Options, task: &Task<'_>) -> Result<()> {
         let unlocking = self.secret_id.as_ref().map(|id| self.secrets.get(id)).transpose()?;
-        self.change_meta(|meta| meta.amend(options.clone(), &self.secrets, unlocking, task))
+        let cipher = self.cipher.as_deref();
+        self.change_meta(|meta| meta.amend(options.clone(), &self.secrets, unlocking, cipher, task))
     }
 }
 

@@ -7,6 +7,7 @@
 
 use super::layout::{PER_SECTOR, REFTABLE_MASK};
 use super::meta::{Meta, word_bytes};
+use super::owned;
 use crate::{Error, Result, StorageExt};
 
 /// The greatest table: what the header allows.
@@ -208,7 +209,7 @@ impl Meta {
         self.free_hint = self.free_hint.min(cluster);
         self.l2.forget(offset, offset + self.layout.cluster());
         self.refs.forget(offset, offset + self.layout.cluster());
-        self.owned.remove(&cluster);
+        self.owned.remove_cluster(cluster);
         if self.layout.start(self.packed_at) == offset {
             self.packed_at = 0;
         }
@@ -219,11 +220,7 @@ impl Meta {
         if self.refcount(cluster)? != 0 {
             return Ok(false);
         }
-        if self.owned.contains(&cluster) {
-            return Err(Error::corrupt(format!(
-                "cluster {cluster} holds metadata, and its refcount is 0; writing there would destroy the image"
-            )));
-        }
+        self.owned.refuse(cluster, 1)?;
         Ok(true)
     }
 
@@ -284,7 +281,7 @@ impl Meta {
         }
         self.reftable[index as usize] = offset;
         self.reftable_dirty.insert(index / PER_SECTOR);
-        self.owned.insert(place);
+        self.owned.add(offset, 1, owned::REFCOUNT_BLOCK);
         self.change_refcounts(place, 1, 1)
     }
 
@@ -410,8 +407,8 @@ impl Meta {
         }
         self.reftable_dirty.clear();
         self.file.flush()?;
-        self.own(offset, clusters * cluster);
-        self.disown(old.0, old.1 * cluster);
+        self.owned.add(offset, clusters * cluster, owned::REFCOUNT_TABLE);
+        self.owned.remove(old.0, old.1 * cluster);
         self.free_later(old.0, old.1);
         Ok(())
     }

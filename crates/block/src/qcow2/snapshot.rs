@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use super::header::{DATA_FILE_RAW, L1_BYTES_MAX, SNAPSHOTS_MAX};
 use super::layout::{COPIED, Entry, OFFSET_MASK};
 use super::meta::{Meta, Runs, read_words};
+use super::owned;
 use crate::{Error, Result, SnapshotInfo, SnapshotTarget, StorageExt};
 
 /// Bytes of extra data that an entry may have, as other programs limit it.
@@ -97,12 +98,6 @@ impl Meta {
             at = next;
         }
         self.snapshots_bytes = at - start;
-        if self.writable {
-            self.own_in_file(start, at - start);
-            for snapshot in self.snapshots.clone() {
-                self.own_in_file(snapshot.l1_offset, u64::from(snapshot.l1_len) * 8);
-            }
-        }
         Ok(())
     }
 
@@ -159,12 +154,12 @@ impl Meta {
         }
         self.file.flush()?;
         if old.0 != 0 {
-            self.disown(old.0, old_len);
+            self.owned.remove(old.0, old_len);
             self.free_later(old.0, self.layout.clusters(old_len));
         }
-        self.own(offset, bytes.len() as u64);
         self.snapshots = snapshots;
         self.snapshots_bytes = bytes.len() as u64;
+        self.own_snapshots();
         Ok(())
     }
 
@@ -329,7 +324,6 @@ impl Meta {
         let mut snapshots = self.snapshots.clone();
         snapshots.push(snapshot);
         self.write_snapshots(snapshots)?;
-        self.own(l1_offset, bytes.len() as u64);
         self.drop_vm_state(info.vm_state_size)?;
         self.flush_frees()?;
         Ok(id)
@@ -376,7 +370,7 @@ impl Meta {
         self.count_tables(&l1, -1)?;
         let clusters = self.layout.clusters(u64::from(snapshot.l1_len) * 8).max(1);
         if snapshot.l1_offset != 0 {
-            self.disown(snapshot.l1_offset, clusters * self.layout.cluster());
+            self.owned.remove(snapshot.l1_offset, clusters * self.layout.cluster());
             self.free_now(snapshot.l1_offset, clusters)?;
         }
         self.settle()
@@ -446,8 +440,29 @@ impl Meta {
 
     /// Notes the L2 tables that the active L1 table refers to.
     fn own_tables(&mut self) {
-        let bits = self.layout.cluster_bits;
-        let tables = self.l1.iter().map(|entry| entry & OFFSET_MASK).filter(|&table| table != 0);
-        self.owned.extend(tables.map(|table| table >> bits));
+        for table in self.l1.iter().map(|entry| entry & OFFSET_MASK).filter(|&table| table != 0) {
+            self.owned.add(table, 1, owned::ACTIVE_L2);
+        }
+    }
+
+    /// Notes the snapshot table and what it names.
+    pub(super) fn own_snapshots(&mut self) {
+        self.own_in_file(self.header.snapshots_offset, self.snapshots_bytes, owned::SNAPSHOT_TABLE);
+        for snapshot in self.snapshots.clone() {
+            self.own_in_file(snapshot.l1_offset, u64::from(snapshot.l1_len) * 8, owned::INACTIVE_L1);
+        }
+        if !self.owned.checks(owned::INACTIVE_L2) {
+            return;
+        }
+        self.owned.forget_kind(owned::INACTIVE_L2);
+        for snapshot in self.snapshots.clone() {
+            // One that cannot be read has no tables that could be hit.
+            for entry in self.snapshot_l1(&snapshot).unwrap_or_default() {
+                let table = entry & OFFSET_MASK;
+                if table != 0 {
+                    self.own_in_file(table, 1, owned::INACTIVE_L2);
+                }
+            }
+        }
     }
 }

@@ -236,13 +236,7 @@ fn holds_nothing(entry: Entry, per: u64, layout: super::layout::Layout) -> Resul
 impl Meta {
     /// Fails where clusters to be written hold metadata.
     fn not_metadata(&self, host: u64, count: u64) -> Result<()> {
-        let first = host >> self.layout.cluster_bits;
-        match (first..first + count).find(|cluster| self.owned.contains(cluster)) {
-            None => Ok(()),
-            Some(cluster) => Err(Error::corrupt(format!(
-                "an L2 entry refers to cluster {cluster}, which holds metadata; writing there would destroy the image"
-            ))),
-        }
+        self.owned.refuse(host >> self.layout.cluster_bits, count)
     }
 
     /// Puts data clusters into the table.

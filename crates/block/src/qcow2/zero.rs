@@ -3,7 +3,7 @@
 use super::Qcow2;
 use super::header::{Crypt, DATA_FILE_RAW};
 use super::layout::{ALL_ALLOCATED, Entry, ZERO};
-use super::meta::Meta;
+use super::meta::{CacheSizes, Meta};
 use crate::raw::preallocate;
 use crate::{Error, Preallocation, Result, StorageExt, Task};
 
@@ -109,7 +109,13 @@ impl Qcow2 {
                 meta.resize_raw_data(size)?;
             }
             meta.resize_bitmaps()?;
+            meta.limit_caches(CacheSizes::default());
             meta.flush()?;
+            let raw = meta.header.autoclear & DATA_FILE_RAW != 0;
+            let preallocation = match preallocation {
+                Preallocation::Off if raw && size > old => Preallocation::Metadata,
+                other => other,
+            };
             if preallocation != Preallocation::Off {
                 meta.preallocate(old, size, preallocation, task)?;
             }
