@@ -9,6 +9,7 @@ mod record;
 
 pub mod disk;
 pub mod guest;
+pub mod nbd;
 
 pub use board::Board;
 pub use image::{crc32c, image_of, input_of};

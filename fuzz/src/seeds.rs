@@ -10,7 +10,7 @@ use umbra_block::{
     Access, CreateOptions, Disk, Environment, FileSpec, FileStorageSpec, MemoryStorage, Registry,
     SnapshotInfo, Storage, StorageExt, Task,
 };
-use umbra_fuzz::{Input, disk, guest, input_of};
+use umbra_fuzz::{Input, disk, guest, input_of, nbd};
 use umbra_machine::{CpuModel, Machine, MachineSpec};
 use umbra_state::{ChunkKind, ContainerWriter, Field, Record, Saved};
 
@@ -285,6 +285,23 @@ fn images(seeds: &Seeds<'_>) {
     }
 }
 
+/// Conversations of both sides that are right, and requests and replies by turns.
+fn conversations(seeds: &Seeds<'_>) {
+    // The first byte says whether the export is read-only, the next what the rest is.
+    for (name, structured) in [("chunks", true), ("simple", false)] {
+        seeds.put("nbd_server", name, &[&[0, 0], &nbd::client_opening(structured)]);
+        seeds.put("nbd_client", name, &[&[0, 0], &nbd::server_opening(structured)]);
+    }
+    let list = [b"IHAVEOPT", &[0, 0, 0, 3, 0, 0, 0, 0][..]].concat();
+    seeds.put("nbd_server", "list", &[&[0, 0, 0, 0, 0, 3], &list]);
+    for turn in 0..8u8 {
+        let steps: Vec<u8> =
+            (0..200u8).map(|step| step.wrapping_mul(turn | 1).rotate_left(u32::from(turn))).collect();
+        seeds.put("nbd_server", &format!("requests-{turn}"), &[&[turn & 1, 3], &steps]);
+        seeds.put("nbd_client", &format!("replies-{turn}"), &[&[turn & 1, 3], &steps]);
+    }
+}
+
 fn main() {
     let Some(folder) = std::env::args_os().nth(1) else {
         eprintln!("seeds: give the folder of the corpora");
@@ -299,4 +316,5 @@ fn main() {
     steps(&seeds);
     images(&seeds);
     foreign_images(&seeds);
+    conversations(&seeds);
 }
