@@ -12,24 +12,24 @@ use crate::{
     Options, Preallocation, Repair, SnapshotInfo, SnapshotTarget, Storage, StorageExt, Task,
 };
 
-struct Bench {
+pub(crate) struct Bench {
     _alone: MutexGuard<'static, ()>,
-    folder: Folder,
-    env: Environment,
+    pub folder: Folder,
+    pub env: Environment,
 }
 
 /// A folder and an environment, where qemu-img is there.
-fn bench(name: &str) -> Option<Bench> {
+pub(crate) fn bench(name: &str) -> Option<Bench> {
     let alone = ALONE.lock().unwrap_or_else(|poison| poison.into_inner());
     has_qemu().then(|| Bench { _alone: alone, folder: Folder::new(name), env: host_env() })
 }
 
 impl Bench {
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.folder.path("image")
     }
 
-    fn create_as(&self, format: &str, options: &[(&str, &str)], size: u64) {
+    pub(crate) fn create_as(&self, format: &str, options: &[(&str, &str)], size: u64) {
         let mut create = CreateOptions { size, ..CreateOptions::default() };
         create.options = options.iter().copied().collect::<Options>();
         let storage = self.env.opener.create(&FileSpec::file(self.path())).unwrap();
@@ -37,11 +37,11 @@ impl Bench {
         driver.create(storage, &self.path(), &create, &self.env, &Task::quiet()).unwrap();
     }
 
-    fn create(&self, options: &[(&str, &str)], size: u64) {
+    pub(crate) fn create(&self, options: &[(&str, &str)], size: u64) {
         self.create_as("qcow2", options, size);
     }
 
-    fn open(&self) -> Disk {
+    pub(crate) fn open(&self) -> Disk {
         Disk::open(&self.env, &spec(&self.path())).unwrap()
     }
 
@@ -65,7 +65,7 @@ impl Bench {
     }
 }
 
-fn fill(disk: &Disk, seed: u64) {
+pub(crate) fn fill(disk: &Disk, seed: u64) {
     let mut rng = Rng(seed);
     let size = disk.size();
     for _ in 0..20 {

@@ -29,6 +29,8 @@ mod features_test;
 #[cfg(test)]
 mod interchange_test;
 #[cfg(test)]
+mod luks_test;
+#[cfg(test)]
 mod model_test;
 #[cfg(test)]
 mod power_test;
@@ -49,7 +51,7 @@ pub use io::{
     RecordingStorage, Run, Storage, StorageExt, StorageInfo,
 };
 pub use job::{Copy, CopySource, commit, copy_differences};
-pub use luks::LuksDriver;
+pub use luks::{LuksDriver, open_secret};
 pub use node::{
     BackingSpec, Environment, FileSpec, HostFiles, NodeSpec, Opener, Referenced, Secrets, resolve,
 };

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use aes::cipher::array::Array;
 use aes::cipher::consts::U16;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
-use sha2::Digest;
 
 use super::SECTOR;
+use super::hash::Hash;
+use super::modes::{Blockwise, Chaining};
 use crate::{Error, Result, SectorCipher};
 
-type Block = Array<u8, U16>;
+pub(super) type Block = Array<u8, U16>;
 const BLOCK: usize = 16;
 const SECTOR_LEN: usize = SECTOR as usize;
 
@@ -27,9 +28,10 @@ pub(super) enum Algorithm {
     Twofish128,
     Twofish192,
     Twofish256,
+    Cast5,
 }
 
-const ALGORITHMS: [(Algorithm, &str, &str, usize); 9] = [
+const ALGORITHMS: [(Algorithm, &str, &str, usize); 10] = [
     (Algorithm::Aes128, "aes-128", "aes", 16),
     (Algorithm::Aes192, "aes-192", "aes", 24),
     (Algorithm::Aes256, "aes-256", "aes", 32),
@@ -39,6 +41,7 @@ const ALGORITHMS: [(Algorithm, &str, &str, usize); 9] = [
     (Algorithm::Twofish128, "twofish-128", "twofish", 16),
     (Algorithm::Twofish192, "twofish-192", "twofish", 24),
     (Algorithm::Twofish256, "twofish-256", "twofish", 32),
+    (Algorithm::Cast5, "cast5-128", "cast5", 16),
 ];
 
 impl Algorithm {
@@ -52,7 +55,7 @@ impl Algorithm {
         let found = ALGORITHMS.into_iter().find(|row| row.2 == luks && row.3 == len);
         found.map(|row| row.0).ok_or_else(|| {
             Error::Unsupported(format!(
-                "LUKS cipher '{luks}' with a key of {key_bytes} bytes; known are aes, serpent and twofish"
+                "LUKS cipher '{luks}' with a key of {key_bytes} bytes; known are aes, serpent, twofish and cast5"
             ))
         })
     }
@@ -83,6 +86,8 @@ impl Algorithm {
 pub(super) enum Mode {
     Xts,
     Cbc,
+    Ctr,
+    Ecb,
 }
 
 impl Mode {
@@ -90,6 +95,8 @@ impl Mode {
         match self {
             Self::Xts => "xts",
             Self::Cbc => "cbc",
+            Self::Ctr => "ctr",
+            Self::Ecb => "ecb",
         }
     }
 }
@@ -123,6 +130,8 @@ pub(super) fn parse_mode(text: &str) -> Result<(Mode, Iv)> {
     let mode = match mode {
         "xts" => Mode::Xts,
         "cbc" => Mode::Cbc,
+        "ctr" => Mode::Ctr,
+        "ecb" => Mode::Ecb,
         _ => return Err(unknown()),
     };
     let iv = match iv.split_once(':') {
@@ -132,65 +141,6 @@ pub(super) fn parse_mode(text: &str) -> Result<(Mode, Iv)> {
         _ => return Err(unknown()),
     };
     Ok((mode, iv))
-}
-
-/// A hash function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hash {
-    Sha1,
-    Sha224,
-    Sha256,
-    Sha384,
-    Sha512,
-}
-
-impl Hash {
-    pub(super) fn parse(name: &str) -> Result<Self> {
-        match name {
-            "sha1" => Ok(Self::Sha1),
-            "sha224" => Ok(Self::Sha224),
-            "sha256" => Ok(Self::Sha256),
-            "sha384" => Ok(Self::Sha384),
-            "sha512" => Ok(Self::Sha512),
-            _ => Err(Error::Unsupported(format!("hash algorithm '{name}'"))),
-        }
-    }
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Sha1 => "sha1",
-            Self::Sha224 => "sha224",
-            Self::Sha256 => "sha256",
-            Self::Sha384 => "sha384",
-            Self::Sha512 => "sha512",
-        }
-    }
-
-    pub(super) fn digest(self, parts: &[&[u8]]) -> Vec<u8> {
-        fn run<D: Digest>(parts: &[&[u8]]) -> Vec<u8> {
-            let mut hash = D::new();
-            parts.iter().for_each(|part| hash.update(part));
-            hash.finalize().to_vec()
-        }
-        match self {
-            Self::Sha1 => run::<sha1::Sha1>(parts),
-            Self::Sha224 => run::<sha2::Sha224>(parts),
-            Self::Sha256 => run::<sha2::Sha256>(parts),
-            Self::Sha384 => run::<sha2::Sha384>(parts),
-            Self::Sha512 => run::<sha2::Sha512>(parts),
-        }
-    }
-
-    /// PBKDF2 (RFC 8018) with HMAC.
-    pub(super) fn pbkdf2(self, password: &[u8], salt: &[u8], rounds: u32, out: &mut [u8]) {
-        match self {
-            Self::Sha1 => pbkdf2::pbkdf2_hmac::<sha1::Sha1>(password, salt, rounds, out),
-            Self::Sha224 => pbkdf2::pbkdf2_hmac::<sha2::Sha224>(password, salt, rounds, out),
-            Self::Sha256 => pbkdf2::pbkdf2_hmac::<sha2::Sha256>(password, salt, rounds, out),
-            Self::Sha384 => pbkdf2::pbkdf2_hmac::<sha2::Sha384>(password, salt, rounds, out),
-            Self::Sha512 => pbkdf2::pbkdf2_hmac::<sha2::Sha512>(password, salt, rounds, out),
-        }
-    }
 }
 
 trait BlockCipher:
@@ -217,7 +167,7 @@ struct Xts<C> {
 }
 
 /// Encrypts numbers of sectors.
-trait VectorCipher: Send + Sync {
+pub(super) trait VectorCipher: Send + Sync {
     fn vector(&self, block: &mut Block);
 }
 
@@ -350,6 +300,20 @@ impl<C: BlockCipher> SectorCipher for Cbc<C> {
     }
 }
 
+/// CAST-128, whose blocks are too short for XTS.
+fn cast5(mode: Mode, iv: Iv, key: &[u8]) -> Result<Arc<dyn SectorCipher>> {
+    essiv(Algorithm::Cast5, iv, key)?;
+    let chaining = match mode {
+        Mode::Xts => return Err(Error::Unsupported("Unsupported cipher mode xts".to_owned())),
+        Mode::Cbc => Chaining::Cbc,
+        Mode::Ctr => Chaining::Ctr,
+        Mode::Ecb => Chaining::Ecb,
+    };
+    let cipher =
+        cast5::Cast5::new_from_slice(key).map_err(|_| Error::corrupt("a key of the wrong length"))?;
+    Ok(Arc::new(Blockwise::new(cipher, chaining, iv == Iv::Plain, None)))
+}
+
 fn keyed<C: BlockCipher + KeyInit>(key: &[u8]) -> Result<C> {
     C::new_from_slice(key).map_err(|_| Error::corrupt("a key of the wrong length"))
 }
@@ -359,12 +323,23 @@ fn keyed<C: BlockCipher + KeyInit>(key: &[u8]) -> Result<C> {
 fn essiv(algorithm: Algorithm, iv: Iv, key: &[u8]) -> Result<Option<Box<dyn VectorCipher>>> {
     let Iv::Essiv(hash) = iv else { return Ok(None) };
     let salt = hash.digest(&[key]);
-    let unknown = || Error::Unsupported(format!("essiv with {} and {}", algorithm.name(), hash.name()));
-    Ok(Some(match (algorithm.luks_name(), salt.len()) {
+    let name = algorithm.luks_name();
+    Ok(Some(match (name, salt.len()) {
+        ("aes", 16) => Box::new(keyed::<aes::Aes128>(&salt)?),
         ("aes", 32) => Box::new(keyed::<aes::Aes256>(&salt)?),
-        ("serpent", 32) => Box::new(keyed::<serpent::Serpent>(&salt)?),
-        ("twofish", 32) => Box::new(keyed::<twofish::Twofish>(&salt)?),
-        _ => return Err(unknown()),
+        ("serpent", 16 | 32) => Box::new(keyed::<serpent::Serpent>(&salt)?),
+        ("twofish", 16 | 32) => Box::new(keyed::<twofish::Twofish>(&salt)?),
+        ("cast5", _) => {
+            return Err(Error::Unsupported(format!("Cipher {} not supported with essiv", algorithm.name())));
+        }
+        (name, len) => {
+            let name = match name {
+                "aes" => "AES",
+                "serpent" => "Serpent",
+                _ => "Twofish",
+            };
+            return Err(Error::Unsupported(format!("No {name} cipher with key size {len} available")));
+        }
     }))
 }
 
@@ -381,6 +356,8 @@ fn with<C: BlockCipher + KeyInit>(
             Arc::new(Xts { data: keyed::<C>(data)?, tweak: keyed::<C>(tweak)?, iv, essiv })
         }
         Mode::Cbc => Arc::new(Cbc { data: keyed::<C>(key)?, iv, essiv }),
+        Mode::Ctr => Arc::new(Blockwise::new(keyed::<C>(key)?, Chaining::Ctr, iv == Iv::Plain, essiv)),
+        Mode::Ecb => Arc::new(Blockwise::new(keyed::<C>(key)?, Chaining::Ecb, iv == Iv::Plain, None)),
     })
 }
 
@@ -396,6 +373,7 @@ pub(super) fn new(algorithm: Algorithm, mode: Mode, iv: Iv, key: &[u8]) -> Resul
         Algorithm::Twofish128 | Algorithm::Twofish192 | Algorithm::Twofish256 => {
             with::<twofish::Twofish>(algorithm, mode, iv, key)
         }
+        Algorithm::Cast5 => cast5(mode, iv, key),
     }
 }
 

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use super::{HEADER_BYTES, Header, MAGIC, SECTOR, format_header};
 use crate::raw::preallocate;
 use crate::{
-    BackingRef, CreateOptions, Environment, Error, Extent, Format, FormatDriver, FormatWrite, Geometry,
-    ImageInfo, InfoValue, Mapping, OpenRequest, OptionKind, OptionSpec, Options, Place, Preallocation,
-    Prepare, Prepared, Result, Secrets, SectorCipher, Storage, StorageId, Task, Token,
+    Access, BackingRef, CreateOptions, Environment, Error, Extent, FileSpec, FileStorageSpec, Format,
+    FormatDriver, FormatWrite, Geometry, ImageInfo, InfoValue, Mapping, OpenRequest, OptionKind, OptionSpec,
+    Options, Place, Preallocation, Prepare, Prepared, Result, Secrets, SectorCipher, Storage, StorageId,
+    Task, Token,
 };
 
 /// The grain of locks: there is nothing to allocate.
@@ -20,6 +21,8 @@ struct Luks {
     storages: [Arc<dyn Storage>; 1],
     name: String,
     header: Mutex<Header>,
+    /// The file that has the header, where it is not that of the data.
+    detached: Option<Arc<dyn Storage>>,
     cipher: Option<Arc<dyn SectorCipher>>,
     secret_id: Option<String>,
     secrets: Secrets,
@@ -30,22 +33,31 @@ struct Luks {
 
 impl Luks {
     fn open(mut request: OpenRequest<'_>) -> Result<Self> {
-        let header = Header::read(&*request.storage, 0, None)?;
+        let detached = open_detached(&mut request)?;
+        let place = detached.as_ref().unwrap_or(&request.storage).clone();
+        let header_len = detached.as_ref().map(|file| file.len()).transpose()?;
+        let header = Header::read(&*place, 0, header_len)?;
         let secret_id = request.options.take("key-secret");
         request.options.finish()?;
         let cipher = if request.metadata_only {
             None
         } else {
             let id = secret_id.as_ref().ok_or_else(|| Error::NeedsSecret(request.name.to_owned()))?;
-            let key = header.unlock(&*request.storage, 0, request.environment.secrets.get(id)?)?;
+            let key = header.unlock(&*place, 0, request.environment.secrets.get(id)?)?;
             Some(header.cipher(&key)?)
         };
-        let payload = header.payload_offset();
+        let payload = if detached.is_some() { 0 } else { header.payload_offset() };
+        if payload == 0 && detached.is_none() && !request.metadata_only {
+            return Err(Error::option(
+                "it is a header without data: open the data with driver=luks,header.filename=HEADER,file.filename=DATA",
+            ));
+        }
         let size = request.storage.len()?.saturating_sub(payload);
         Ok(Self {
             name: request.name.to_owned(),
             storages: [request.storage],
             header: Mutex::new(header),
+            detached,
             cipher,
             secret_id,
             secrets: request.environment.secrets.clone(),
@@ -66,6 +78,16 @@ impl Luks {
     fn header(&self) -> std::sync::MutexGuard<'_, Header> {
         self.header.lock().unwrap_or_else(|poison| poison.into_inner())
     }
+}
+
+/// The file that `header.filename` names.
+fn open_detached(request: &mut OpenRequest<'_>) -> Result<Option<Arc<dyn Storage>>> {
+    request.options.take("header.driver");
+    let name = request.options.take("header").or_else(|| request.options.take("header.filename"));
+    let Some(name) = name else { return Ok(None) };
+    let access = if request.read_only { Access::Read } else { Access::ReadWrite };
+    let how = FileStorageSpec { access, direct: false, lock: request.spec.lock };
+    request.environment.opener.open(&FileSpec::file(name), &how).map(Some)
 }
 
 impl Format for Luks {
@@ -98,7 +120,7 @@ impl Format for Luks {
     }
 
     fn info(&self) -> Result<ImageInfo> {
-        let InfoValue::Map(mut specific) = self.header().info() else {
+        let InfoValue::Map(mut specific) = self.header().info(self.detached.is_some()) else {
             return Err(Error::corrupt("a LUKS header that says nothing"));
         };
         specific.retain(|(name, _)| name != "format");
@@ -152,7 +174,8 @@ impl FormatWrite for Luks {
 
     fn amend(&self, options: &Options, _task: &Task<'_>) -> Result<()> {
         let unlocking = self.secret_id.as_ref().map(|id| self.secrets.get(id)).transpose()?;
-        self.header().amend(&*self.storages[0], 0, options.clone(), &self.secrets, unlocking)
+        let place = self.detached.as_ref().unwrap_or(&self.storages[0]);
+        self.header().amend(&**place, 0, options.clone(), &self.secrets, unlocking)
     }
 }
 
@@ -160,15 +183,21 @@ impl FormatWrite for Luks {
 #[derive(Debug, Clone, Copy)]
 pub struct LuksDriver;
 
-const OPTIONS: [OptionSpec; 12] = [
+const OPTIONS: [OptionSpec; 13] = [
     OptionSpec::new("cipher-alg", OptionKind::Text, "Name of encryption cipher algorithm", None),
     OptionSpec::new("cipher-mode", OptionKind::Text, "Name of encryption cipher mode", None),
+    OptionSpec::new("detached-header", OptionKind::Bool, "Create a detached LUKS header", None),
     OptionSpec::new("hash-alg", OptionKind::Text, "Name of encryption hash algorithm", None),
     OptionSpec::new("iter-time", OptionKind::Number, "Time to spend in PBKDF in milliseconds", None)
         .amendable(),
     OptionSpec::new("ivgen-alg", OptionKind::Text, "Name of IV generator algorithm", None),
     OptionSpec::new("ivgen-hash-alg", OptionKind::Text, "Name of IV generator hash algorithm", None),
-    OptionSpec::new("key-secret", OptionKind::Text, "ID of the secret that provides the passphrase", None),
+    OptionSpec::new(
+        "key-secret",
+        OptionKind::Text,
+        "ID of the secret that provides the keyslot passphrase",
+        None,
+    ),
     OptionSpec::new("keyslot", OptionKind::Number, "Select a single keyslot to modify explicitly", None)
         .amendable(),
     OptionSpec::new("new-secret", OptionKind::Text, "New secret to set in the matching keyslots", None)
@@ -218,7 +247,13 @@ impl FormatDriver for LuksDriver {
         let mut options = create.options.clone();
         let preallocation = options.take_preallocation()?;
         create.refuse_backing("luks")?;
-        let header = format_header(options, &environment.secrets)?;
+        let detached = options.take_bool("detached-header")?.unwrap_or(false);
+        let header = format_header(options, &environment.secrets, detached)?;
+        if detached {
+            // The data is somebody's file already, or will be.
+            storage.writev(0, &[crate::IoSrc::new(&header)])?;
+            return storage.flush();
+        }
         let size = create.size.next_multiple_of(SECTOR);
         let payload = header.len() as u64;
         let end = payload.checked_add(size).ok_or_else(|| Error::option("the size is too large"))?;

@@ -8,9 +8,13 @@
 
 mod cipher;
 mod format;
+mod hash;
+mod modes;
+mod secret;
 mod slots;
 
 pub use format::LuksDriver;
+pub use secret::open_secret;
 
 pub(crate) use cipher::legacy_cipher;
 pub(crate) use slots::format_header;
@@ -21,7 +25,8 @@ use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::{Error, InfoValue, Result, SectorCipher, Storage, StorageExt};
-use cipher::{Algorithm, Hash, Iv, Mode};
+use cipher::{Algorithm, Iv, Mode};
+use hash::Hash;
 
 const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 const ACTIVE: u32 = 0x00ac_71f3;
@@ -93,7 +98,8 @@ fn text(field: &[u8]) -> String {
 }
 
 impl Header {
-    /// Reads the header at `offset`; it and its key slots take at most `len` bytes.
+    /// Reads the header at `offset`; it and its key slots take at most `len` bytes, which is told where data does not
+    /// follow them.
     pub(crate) fn read(storage: &dyn Storage, offset: u64, len: Option<u64>) -> Result<Self> {
         let mut raw = Raw::new_zeroed();
         storage.read_at(offset, raw.as_mut_bytes())?;
@@ -121,6 +127,7 @@ impl Header {
         if self.raw.digest_iterations.get() == 0 || self.raw.digest_iterations.get() > ITERATIONS_MAX {
             return Err(Error::corrupt("an impossible number of iterations in the LUKS header"));
         }
+        // The key slots of a header in a file of its own end where the file does.
         let payload = self.payload_offset();
         let end = len.unwrap_or(payload);
         for slot in &self.raw.slots {
@@ -192,8 +199,8 @@ impl Header {
         cipher::new(self.algorithm, self.mode, self.iv, &key.0)
     }
 
-    /// What `info` shows.
-    pub(crate) fn info(&self) -> InfoValue {
+    /// What `info` shows; `detached`: the header is a file of its own.
+    pub(crate) fn info(&self, detached: bool) -> InfoValue {
         let name = |name: &str| name.to_owned();
         let slot = |slot: &Slot| {
             let active = slot.active.get() == ACTIVE;
@@ -212,7 +219,7 @@ impl Header {
             facts.push((name("ivgen-hash-alg"), hash.name().into()));
         }
         facts.extend([
-            (name("detached-header"), false.into()),
+            (name("detached-header"), detached.into()),
             (name("hash-alg"), self.hash.name().into()),
             (name("cipher-alg"), self.algorithm.name().into()),
             (name("uuid"), text(&self.raw.uuid).into()),

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::cipher::{Algorithm, Hash, Iv, Mode, parse_mode};
+use super::cipher::{Algorithm, Iv, Mode, parse_mode};
+use super::hash::Hash;
 use super::{ACTIVE, Header, INACTIVE, Key, MAGIC, Raw, SECTOR, SLOTS, STRIPES, Slot};
 use crate::{Error, Options, Result, Secrets, Storage, StorageExt};
 
@@ -146,12 +147,15 @@ fn new_uuid() -> Result<String> {
 }
 
 /// A new header with one key slot, all that lies before the data. `options` are those of `encrypt.`, without `format`.
-pub(crate) fn format_header(options: Options, secrets: &Secrets) -> Result<Vec<u8>> {
+/// `detached`: data begins at the start of another file.
+pub(crate) fn format_header(options: Options, secrets: &Secrets, detached: bool) -> Result<Vec<u8>> {
     let wish = Wish::parse(options)?;
     let passphrase = secrets.get(&wish.secret)?;
     let key_len = wish.algorithm.key_len() * if wish.mode == Mode::Xts { 2 } else { 1 };
     let mut key = Key(vec![0; key_len]);
     random(&mut key.0)?;
+    // What does not go together is told before anything takes time.
+    super::cipher::new(wish.algorithm, wish.mode, wish.iv, &key.0)?;
     let mut raw = Raw::new_zeroed();
     raw.magic = MAGIC;
     raw.version = 1.into();
@@ -176,7 +180,7 @@ pub(crate) fn format_header(options: Options, secrets: &Secrets) -> Result<Vec<u
         };
     }
     let payload = SLOT_ALIGN + SLOTS as u64 * slot_len;
-    raw.payload_sector = ((payload / SECTOR) as u32).into();
+    raw.payload_sector = if detached { 0 } else { (payload / SECTOR) as u32 }.into();
     let mut header = Header { raw, algorithm: wish.algorithm, mode: wish.mode, iv: wish.iv, hash: wish.hash };
     let mut bytes = vec![0; payload as usize];
     let material = header.fill_slot(0, &key, passphrase, wish.time)?;

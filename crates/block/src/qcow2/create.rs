@@ -297,7 +297,7 @@ fn create(
     let encrypt = plan.encrypt.take();
     let mut meta = blank(storage, data, header)?;
     if let Some(encrypt) = encrypt {
-        let bytes = crate::luks::format_header(encrypt, &environment.secrets)?;
+        let bytes = crate::luks::format_header(encrypt, &environment.secrets, false)?;
         let offset = meta.store(&bytes)?;
         meta.header.crypto = Some((offset, bytes.len() as u64));
     }

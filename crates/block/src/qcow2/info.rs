@@ -31,7 +31,7 @@ pub(super) fn of(meta: &Meta, name: &str) -> Result<ImageInfo> {
     match (header.crypt, header.crypto) {
         (Crypt::Luks, Some((offset, len))) => {
             let luks = crate::luks::Header::read(&*meta.file, offset, Some(len))?;
-            put("encrypt", luks.info());
+            put("encrypt", luks.info(false));
         }
         (Crypt::Aes, _) => put("encrypt", InfoValue::Map(vec![("format".to_owned(), "aes".into())])),
         _ => {}

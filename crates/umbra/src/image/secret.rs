@@ -1,11 +1,12 @@
 //! `--object secret`: a password by a file, a descriptor, a prompt or, for who insists, on the command line.
 //!
-//! Properties are those of QEMU's object `secret` (`data`, `file`, `format`), and two more: `fd`, and `prompt=on`.
+//! Properties are those of QEMU's object `secret` (`data`, `file`, `format`, `keyid`, `iv`), and two more: `fd`, and
+//! `prompt=on`.
 
 use std::io::{BufRead, Read, Write};
 
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-use umbra_block::{Options, Secrets};
+use umbra_block::{Options, Secrets, open_secret};
 
 use super::failure::{Failure, Outcome, reason};
 use super::{json, keyval};
@@ -13,57 +14,92 @@ use super::{json, keyval};
 /// A password is no longer than this, so that a name given by mistake does no harm.
 const LEN_MAX: u64 = 64 << 10;
 
-/// Makes the objects of a command line.
+/// Makes the objects of a command line. One that is encrypted may come before the one that opens it.
 pub fn read_all<'a>(definitions: impl Iterator<Item = &'a str>) -> Outcome<Secrets> {
     let mut secrets = Secrets::default();
+    let mut given = Vec::new();
     for definition in definitions {
-        let (id, secret) = read(definition)?;
-        if secrets.get(&id).is_ok() {
+        let secret = Given::read(definition)?;
+        if given.iter().any(|other: &Given| other.id == secret.id) {
             return Err(Failure::new(format!(
-                "attempt to add duplicate property '{id}' to object (type 'container')"
+                "attempt to add duplicate property '{}' to object (type 'container')",
+                secret.id
             )));
         }
-        secrets.add(id, secret);
+        given.push(secret);
+    }
+    while !given.is_empty() {
+        let ready =
+            given.iter().position(|one| one.keyid.as_ref().is_none_or(|keyid| secrets.get(keyid).is_ok()));
+        // One whose key is nowhere, or is encrypted with itself.
+        let one = given.remove(ready.unwrap_or(0));
+        let id = one.id.clone();
+        secrets.add(id, one.open(&secrets)?);
     }
     Ok(secrets)
 }
 
-fn read(definition: &str) -> Outcome<(String, Vec<u8>)> {
-    let mut options = properties(definition).map_err(Failure::new)?;
-    let kind = options.take("qom-type").ok_or_else(|| Failure::new("Parameter 'qom-type' is missing"))?;
-    if kind != "secret" {
-        return Err(Failure::new(format!("Parameter 'qom-type' does not accept value '{kind}'")));
-    }
-    let id = options.take("id").ok_or_else(|| Failure::new("Parameter 'id' is missing"))?;
-    let is_base64 = match options.take("format").as_deref() {
-        None | Some("raw") => false,
-        Some("base64") => true,
-        Some(other) => {
-            return Err(Failure::new(format!("Parameter 'format' does not accept value '{other}'")));
-        }
-    };
-    if options.get("keyid").is_some() {
-        return Err(Failure::new("secrets that are encrypted by another secret (keyid) are not known here"));
-    }
-    let (data, file) = (options.take("data"), options.take("file"));
-    let (descriptor, prompt) = (options.take("fd"), options.take_bool("prompt")?.unwrap_or(false));
-    if let Some((name, _)) = options.iter().next() {
-        return Err(Failure::new(format!("Parameter '{name}' is unexpected")));
-    }
-    let secret = match (data, file, descriptor, prompt) {
-        (Some(data), None, None, false) => data.into_bytes(),
-        (None, Some(file), None, false) => from_file(&file)?,
-        (None, None, Some(number), false) => from_descriptor(&number)?,
-        (None, None, None, true) => from_prompt(&id)?,
-        (None, None, None, false) => return Err(Failure::new("Either 'file' or 'data' must be provided")),
-        _ => return Err(Failure::new("'file' and 'data' are mutually exclusive")),
-    };
-    let secret = if is_base64 { base64(&secret)? } else { secret };
-    Ok((id, secret))
+/// A secret as the command line has it.
+struct Given {
+    id: String,
+    bytes: Vec<u8>,
+    is_base64: bool,
+    /// The secret that this one is encrypted with.
+    keyid: Option<String>,
+    vector: Option<String>,
 }
 
-/// The properties of an object, with its type among them.
-pub(super) fn properties(definition: &str) -> Result<Options, String> {
+impl Given {
+    fn read(definition: &str) -> Outcome<Given> {
+        let mut options = properties(definition).map_err(Failure::new)?;
+        let kind = options.take("qom-type").ok_or_else(|| Failure::new("Parameter 'qom-type' is missing"))?;
+        if kind != "secret" {
+            return Err(Failure::new(format!("Parameter 'qom-type' does not accept value '{kind}'")));
+        }
+        let id = options.take("id").ok_or_else(|| Failure::new("Parameter 'id' is missing"))?;
+        let is_base64 = match options.take("format").as_deref() {
+            None | Some("raw") => false,
+            Some("base64") => true,
+            Some(other) => {
+                return Err(Failure::new(format!("Parameter 'format' does not accept value '{other}'")));
+            }
+        };
+        let (keyid, vector) = (options.take("keyid"), options.take("iv"));
+        let (data, file) = (options.take("data"), options.take("file"));
+        let (descriptor, prompt) = (options.take("fd"), options.take_bool("prompt")?.unwrap_or(false));
+        if let Some((name, _)) = options.iter().next() {
+            return Err(Failure::new(format!("Parameter '{name}' is unexpected")));
+        }
+        let bytes = match (data, file, descriptor, prompt) {
+            (Some(data), None, None, false) => data.into_bytes(),
+            (None, Some(file), None, false) => from_file(&file)?,
+            (None, None, Some(number), false) => from_descriptor(&number)?,
+            (None, None, None, true) => from_prompt(&id)?,
+            (None, None, None, false) => {
+                return Err(Failure::new("Either 'file' or 'data' must be provided"));
+            }
+            _ => return Err(Failure::new("'file' and 'data' are mutually exclusive")),
+        };
+        Ok(Given { id, bytes, is_base64, keyid, vector })
+    }
+
+    fn open(self, secrets: &Secrets) -> Outcome<Vec<u8>> {
+        let bytes = if self.is_base64 { base64(&self.bytes)? } else { self.bytes };
+        let Some(keyid) = &self.keyid else {
+            return match self.vector {
+                None => Ok(bytes),
+                Some(_) => {
+                    Err(Failure::new("'iv' is only for a secret that is encrypted with another (keyid)"))
+                }
+            };
+        };
+        let key = secrets.get(keyid)?;
+        let vector = self.vector.ok_or_else(|| Failure::new("IV is required to decrypt secret"))?;
+        Ok(open_secret(key, &base64(vector.as_bytes())?, &bytes)?)
+    }
+}
+
+fn properties(definition: &str) -> Result<Options, String> {
     if definition.starts_with('{') {
         return keyval::flatten(&json::parse_relaxed(definition).map_err(|error| error.to_string())?);
     }

@@ -23,6 +23,23 @@ fn a_secret_is_given_in_several_forms() {
 }
 
 #[test]
+fn a_secret_is_encrypted_with_another() {
+    // By `openssl enc -aes-256-cbc`, with the key 00 to 1f and the vector 00 to 0f.
+    let key = "secret,id=k,format=base64,data=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let packed =
+        "secret,id=s,format=base64,keyid=k,iv=AAECAwQFBgcICQoLDA0ODw==,data=WmS3TwV2u4ktKAxIx1qGgA==";
+    for order in [[key, packed], [packed, key]] {
+        let secrets = read_all(order.into_iter()).unwrap();
+        assert_eq!(secrets.get("s").unwrap(), b"password");
+    }
+    assert!(refusal(&[packed]).contains("'k'"));
+    assert!(refusal(&[key, &packed.replace(",iv=AAECAwQFBgcICQoLDA0ODw==", "")]).contains("IV is required"));
+    assert!(refusal(&[key, &packed.replace("Ag==", "AgA=")]).contains("padding"));
+    assert!(refusal(&["secret,id=s,data=x,iv=AAAA"]).contains("keyid"));
+    assert!(refusal(&["secret,id=s,data=x,keyid=s,iv=AAAA"]).contains("'s'"));
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     assert_eq!(refusal(&["tls,id=s"]), "Parameter 'qom-type' does not accept value 'tls'");
     assert_eq!(refusal(&["secret,data=x"]), "Parameter 'id' is missing");
