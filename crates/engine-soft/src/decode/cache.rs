@@ -27,7 +27,7 @@ const SETS: usize = 1 << 12;
 /// Blocks of a set, which is a cache line.
 const WAYS: usize = 4;
 /// Entries of the table by linear address.
-const JUMPS: usize = 1 << 12;
+const JUMPS: usize = 1 << 14;
 /// Eight-byte words of an [`Instruction`].
 const INSTRUCTION_WORDS: usize = size_of::<Instruction>().div_ceil(8);
 /// The most words of one block.
@@ -69,7 +69,7 @@ pub(crate) struct Block {
     pub count: u32,
     /// What the exits `Fall` and `Taken` led to.
     pub links: [Link; 2],
-    /// Guest physical address and mode.
+    /// Guest physical address and mode, and what was asked for.
     pub key: u64,
     /// Where the last instruction starts.
     pub last: u16,

@@ -8,8 +8,24 @@ use crate::fault::{Exec, Fault};
 use crate::mmu::Fetch;
 use crate::operand::is_canonical;
 
-/// In a block's key: it has one instruction alone.
-const ALONE: u64 = 1 << 5;
+/// What kind of block is looked up; bits of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Want {
+    /// As many instructions as there are.
+    All = 0,
+    /// One instruction alone.
+    Alone = 1 << 5,
+    /// One whose translation has no windows; see `translate::window`.
+    Plain = 1 << 6,
+}
+
+impl Block {
+    /// Its translation has no windows.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.key & Want::Plain as u64 != 0
+    }
+}
 
 impl Cpu {
     /// The linear address of `rip`.
@@ -33,12 +49,12 @@ impl Cpu {
                 return Ok(block);
             }
         }
-        self.look_up_block(false)
+        self.look_up_block(Want::All)
     }
 
-    /// As [`Cpu::find_block`]; `alone` asks for one instruction.
+    /// As [`Cpu::find_block`], for any kind.
     #[inline(never)]
-    pub(crate) fn look_up_block(&mut self, alone: bool) -> Exec<*mut Block> {
+    pub(crate) fn look_up_block(&mut self, want: Want) -> Exec<*mut Block> {
         let linear = self.linear_rip();
         if self.mode.code == 64 && !is_canonical(linear) || self.rip > self.fast.rip_max {
             return Err(Fault::GP0);
@@ -48,16 +64,16 @@ impl Cpu {
         if fetch.host.is_null() {
             return self.build_from_device(linear);
         }
-        let key = fetch.gpa << 8 | u64::from(self.mode.block_key()) | if alone { ALONE } else { 0 };
+        let key = fetch.gpa << 8 | u64::from(self.mode.block_key()) | want as u64;
         let found = self.cache.find(key);
         // SAFETY: `find` gives blocks of the arena, which nothing here empties.
         let usable = found.filter(|block| unsafe { self.is_usable(&**block, linear) });
         let block = match usable {
             Some(block) => block,
-            None => self.build(linear, fetch, key, alone)?,
+            None => self.build(linear, fetch, key, want == Want::Alone)?,
         };
         // SAFETY: as above, or `build` made it just now.
-        if unsafe { (*block).lasting } && !alone {
+        if unsafe { (*block).lasting } && want == Want::All {
             self.cache.set_jump(Link { rip: self.rip, key: self.fast.key, block });
         }
         Ok(block)

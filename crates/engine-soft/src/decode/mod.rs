@@ -19,6 +19,7 @@ use crate::fault::{Exec, Flow};
 
 pub use cache::Cache;
 pub(crate) use cache::{Block, BlockId, INSTRUCTIONS_MAX, Link};
+pub(crate) use find::Want;
 
 /// A handler that works from the whole decoded instruction. RIP is the instruction's own while it runs.
 pub type Slow = fn(&mut Cpu, &Instruction) -> Exec<Flow>;

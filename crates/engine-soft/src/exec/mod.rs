@@ -31,7 +31,7 @@ use std::ptr::{null, null_mut};
 use crate::cpu::Cpu;
 use crate::fault::Fault;
 use crate::mmu::Entry;
-use crate::translate::{HostFault, Jump};
+use crate::translate::{HostFault, Jump, SLOTS};
 use crate::vm::Activity;
 
 pub(crate) use address::{Any, Near, slot};
@@ -99,6 +99,8 @@ pub struct Fast {
     /// An address that is looked up, and the target of an indirect call or of an exit.
     pub(crate) address: u64,
     pub(crate) target: u64,
+    /// What is to be added to addresses in a window; see `translate::window`.
+    pub(crate) windows: [u64; SLOTS],
     /// Where translations go for their slow path, to leave, and for a target in the table.
     pub(crate) slow: usize,
     pub(crate) leave: usize,
@@ -149,6 +151,7 @@ impl Default for Fast {
             global_key: 0,
             address: 0,
             target: 0,
+            windows: [0; SLOTS],
             slow: 0,
             leave: 0,
             find: 0,

@@ -6,7 +6,7 @@ use umbra_x86::reg::Rflags;
 
 use super::op::Exit;
 use crate::cpu::{Cpu, Shadow};
-use crate::decode::{Block, Link};
+use crate::decode::{Block, Link, Want};
 use crate::fault::{Exec, Fault};
 use crate::operand::is_canonical;
 use crate::sys::{self, debug};
@@ -115,7 +115,10 @@ fn run_blocks(cpu: &mut Cpu, port: &Port) -> Result<(), Stop> {
                 Left::Different => return Err(Stop::Different),
                 left => {
                     let epoch = cpu.cache.epoch;
-                    let found = cpu.find_block();
+                    let found = match left {
+                        Left::Plain(_) => cpu.look_up_block(Want::Plain),
+                        _ => cpu.find_block(),
+                    };
                     if let Ok(next) = found
                         && cpu.cache.epoch == epoch
                     {
@@ -159,7 +162,9 @@ fn translation(cpu: &mut Cpu, block: *mut Block) -> Result<Option<*const u8>, Fu
     let b = unsafe { &mut *block };
     if b.code_at.is_null() {
         b.heat = b.heat.saturating_add(1);
-        if b.heat <= cpu.translator.after || !cpu.translate(block)? {
+        // One without windows is run where another could not be.
+        let after = if b.is_plain() { cpu.translator.after.saturating_mul(8) } else { cpu.translator.after };
+        if b.heat <= after || !cpu.translate(block)? {
             return Ok(None);
         }
     }
@@ -230,7 +235,7 @@ fn deliver(cpu: &mut Cpu, fault: Fault) -> Result<(), Stop> {
 
 /// Runs one instruction, with what is checked before and after each.
 fn step(cpu: &mut Cpu) -> Result<(), Stop> {
-    let exit = match debug::begin_step(cpu).and_then(|()| cpu.look_up_block(true)) {
+    let exit = match debug::begin_step(cpu).and_then(|()| cpu.look_up_block(Want::Alone)) {
         Ok(block) => {
             cpu.fast.instructions += 1;
             let start = cpu.rip;

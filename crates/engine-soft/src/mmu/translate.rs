@@ -72,6 +72,12 @@ impl Cpu {
         Ok(page)
     }
 
+    /// Whether writes to a page are allowed and need set no flag in the page tables.
+    pub(crate) fn is_dirty(&mut self, linear: u64, class: Class) -> bool {
+        let index = class as usize * ENTRIES + (linear >> 12) as usize % ENTRIES;
+        self.page(linear, class, false).is_ok() && self.tlb.entries[index].frame & WRITABLE != 0
+    }
+
     /// Lets writes to a page go past the slow path, if nobody must be told of them.
     fn allow_writes(&mut self, index: usize, tag: u64, page: Page) {
         if page.rom {

@@ -38,6 +38,7 @@ pub(super) fn at(base: Reg, disp: i32) -> Mem {
 pub(super) mod op {
     pub const ADD: u8 = 0x03;
     pub const OR: u8 = 0x0b;
+    pub const XOR: u8 = 0x33;
     pub const CMP: u8 = 0x3b;
     pub const CMP_STORE: u8 = 0x39;
     pub const MOV: u8 = 0x8b;
@@ -72,6 +73,9 @@ pub(super) struct Hole(usize);
 #[derive(Debug, Default)]
 pub(super) struct Asm {
     pub bytes: Vec<u8>,
+    /// The window whose addend A holds; see `window`. Forgotten when A is written here; who lets others write it, or come in from
+    /// elsewhere, forgets it as well.
+    pub addend: Option<usize>,
 }
 
 impl Asm {
@@ -81,6 +85,20 @@ impl Asm {
 
     fn put(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// An operation between `reg` and memory, in the direction that its opcode says.
+    fn results(&mut self, opcode: u8, reg: Reg) {
+        if !matches!(opcode, op::MOV_STORE | op::CMP_STORE | op::CMP) {
+            self.writes(reg);
+        }
+    }
+
+    /// `reg` is written.
+    fn writes(&mut self, reg: Reg) {
+        if reg == A {
+            self.addend = None;
+        }
     }
 
     fn put32(&mut self, value: i32) {
@@ -126,26 +144,31 @@ impl Asm {
 
     /// `op reg, mem` or, for stores, `op mem, reg`; 64 bits wide.
     pub(super) fn rm(&mut self, opcode: u8, reg: Reg, m: Mem) {
+        self.results(opcode, reg);
         self.memory(true, &[opcode], reg, m);
     }
 
     /// The same, 32 bits wide; a register that is written is zero-extended.
     pub(super) fn rm32(&mut self, opcode: u8, reg: Reg, m: Mem) {
+        self.results(opcode, reg);
         self.memory(false, &[opcode], reg, m);
     }
 
     /// `op reg, from`, 64 bits wide.
     pub(super) fn rr(&mut self, opcode: u8, reg: Reg, from: Reg) {
+        self.writes(reg);
         self.put(&[0x48 | reg >> 3 << 2 | from >> 3, opcode, 0xc0 | (reg & 7) << 3 | from & 7]);
     }
 
     /// The same, 32 bits wide.
     pub(super) fn rr32(&mut self, opcode: u8, reg: Reg, from: Reg) {
+        self.writes(reg);
         self.put(&[0x40 | reg >> 3 << 2 | from >> 3, opcode, 0xc0 | (reg & 7) << 3 | from & 7]);
     }
 
     /// `op reg, imm`, 64 bits wide.
     pub(super) fn ri(&mut self, group: u8, reg: Reg, value: i32) {
+        self.writes(reg);
         let (rex, modrm) = (0x48 | reg >> 3, 0xc0 | group << 3 | reg & 7);
         match i8::try_from(value) {
             Ok(value) => self.put(&[rex, 0x83, modrm, value as u8]),
@@ -184,28 +207,33 @@ impl Asm {
 
     /// `movzx r32, word mem`.
     pub(super) fn movzx16(&mut self, reg: Reg, m: Mem) {
+        self.writes(reg);
         self.memory(false, &[0x0f, 0xb7], reg, m);
     }
 
     /// `crc32 reg, from`, 64 bits wide.
     pub(super) fn crc32(&mut self, reg: Reg, from: Reg) {
+        self.writes(reg);
         let rex = 0x48 | reg >> 3 << 2 | from >> 3;
         self.put(&[0xf2, rex, 0x0f, 0x38, 0xf1, 0xc0 | (reg & 7) << 3 | from & 7]);
     }
 
     /// `shift reg, count`, 64 bits wide.
     pub(super) fn shift(&mut self, group: u8, reg: Reg, count: u8) {
+        self.writes(reg);
         self.put(&[0x48 | reg >> 3, 0xc1, 0xc0 | group << 3 | reg & 7, count]);
     }
 
     /// `mov reg, imm64`.
     pub(super) fn mov_i64(&mut self, reg: Reg, value: u64) {
+        self.writes(reg);
         self.put(&[0x48 | reg >> 3, 0xb8 | reg & 7]);
         self.put(&value.to_le_bytes());
     }
 
     /// `mov reg32, imm32`.
     pub(super) fn mov_i32(&mut self, reg: Reg, value: u32) {
+        self.writes(reg);
         if reg >= 8 {
             self.put(&[0x41]);
         }

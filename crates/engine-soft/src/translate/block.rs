@@ -2,7 +2,9 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
+use iced_x86::{
+    Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind,
+};
 use umbra_memory::CodePage;
 
 use super::asm::{A, Asm, B, Hole, at, cond, group, op, state};
@@ -12,6 +14,7 @@ use super::form::{Copied, Form};
 use super::memory::{Address, fast};
 use super::site::{Kind, LOOKED_UP, Site};
 use super::system::System;
+use super::window::Windows;
 use super::{Full, Jump, validate, vector};
 use crate::cpu::Cpu;
 use crate::decode::{Block, INSTRUCTIONS_MAX};
@@ -26,8 +29,11 @@ const BRANCHES_MAX: usize = 3;
 /// Code out of line.
 #[derive(Debug)]
 pub(super) enum Stub {
-    /// Calls the slow path of a site; after the interpreter did the instruction it goes on at `resume`, with flags loaded or not.
-    Slow { hole: Hole, site: u32, resume: usize, load: bool },
+    /// Calls the slow path of a site; after the interpreter did the instruction it goes on at `resume`, with flags loaded or not, or it
+    /// leaves.
+    Slow { hole: Hole, site: u32, resume: Option<usize>, load: bool },
+    /// A window's lookup, from `first` to so many bytes beyond, found nothing; see `window`.
+    Window { hole: Hole, site: u32, first: Address, beyond: i32, plain: u32 },
     /// Leaves by a site, to the address in its page that it says.
     Exit { hole: Hole, site: u32 },
     /// Goes on at an address off this page; flags may be needed there and only be in the host's.
@@ -48,16 +54,17 @@ pub(super) enum NotFound {
 }
 
 /// One instruction of a block.
-struct Item {
-    instruction: Instruction,
-    form: Form,
+pub(super) struct Item {
+    pub instruction: Instruction,
+    pub form: Form,
     uses: Use,
-    offset: u16,
+    pub offset: u16,
 }
 
 /// A translation in the making.
 pub(super) struct Builder<'a> {
     pub asm: Asm,
+    pub encoder: Encoder,
     pub factory: &'a mut InstructionInfoFactory,
     /// 64-bit mode.
     pub wide: bool,
@@ -69,7 +76,8 @@ pub(super) struct Builder<'a> {
     pub entry: usize,
     /// The same, if attention and version need no look.
     light: usize,
-    /// Where the instruction at hand starts.
+    /// The number of the instruction at hand, and where it starts.
+    pub item: usize,
     pub offset: u16,
     /// Its length, and its name.
     pub len: u16,
@@ -85,6 +93,7 @@ pub(super) struct Builder<'a> {
     flags: Place,
     /// Vector units that have been asked for.
     vector: u8,
+    pub windows: Windows,
 }
 
 /// What is undone when an instruction turns out not to be translatable.
@@ -94,6 +103,7 @@ struct Mark {
     sites: usize,
     flags: Place,
     vector: u8,
+    windows: u128,
 }
 
 impl Cpu {
@@ -210,12 +220,14 @@ impl Cpu {
         let start = (self.rip & 0xfff) as u16;
         let mut builder = Builder {
             asm: Asm::default(),
+            encoder: Encoder::new(64),
             factory,
             wide,
             upper: self.rip >> 63 != 0,
             start,
             entry: 0,
             light: 0,
+            item: 0,
             offset: start,
             len: 0,
             mnemonic: Mnemonic::INVALID,
@@ -226,6 +238,7 @@ impl Cpu {
             first_site: self.translator.sites.len() as u32,
             flags: Place { host: false, memory: true },
             vector: 0,
+            windows: if wide && !block.is_plain() { Windows::of(items) } else { Windows::default() },
         };
         builder.build(block, items, needs);
         let Builder { asm, mut sites, entry, light, .. } = builder;
@@ -316,6 +329,7 @@ impl Builder<'_> {
             if n == 0 || matches!(items[n - 1].form, Form::Branch(_)) {
                 self.count(&items[n..]);
             }
+            self.item = n;
             closed = self.item(item, live[n], live[n + 1] | needs[n]) && item.form.closes();
         }
         if let Some(last) = items.last().filter(|_| !closed) {
@@ -371,6 +385,7 @@ impl Builder<'_> {
             sites: self.sites.len(),
             flags: self.flags,
             vector: self.vector,
+            windows: self.windows.open,
         };
         let first = mark.stubs;
         let translated = self.form(item, before, after).is_some();
@@ -381,10 +396,12 @@ impl Builder<'_> {
             self.flags = Place { host: false, memory: true };
         }
         let load_after = self.flags.host && after != 0;
-        let here = self.asm.len();
+        // The interpreter may change what addresses mean.
+        let here = (!self.windows.are_needed_after(self.item)).then_some(self.asm.len());
         for stub in &mut self.stubs[first..] {
             if let Stub::Slow { resume, load, .. } = stub {
                 (*resume, *load) = (here, load_after);
+                self.asm.addend = None;
             }
         }
         translated
@@ -392,9 +409,10 @@ impl Builder<'_> {
 
     fn undo(&mut self, mark: Mark) {
         self.asm.bytes.truncate(mark.bytes);
+        self.asm.addend = None;
         self.stubs.truncate(mark.stubs);
         self.sites.truncate(mark.sites);
-        (self.flags, self.vector) = (mark.flags, mark.vector);
+        (self.flags, self.vector, self.windows.open) = (mark.flags, mark.vector, mark.windows);
     }
 
     fn form(&mut self, item: &Item, before: u32, after: u32) -> Option<()> {
@@ -417,10 +435,13 @@ impl Builder<'_> {
             self.go_to(i32::try_from(item.target()?).ok()?, self.is_pending(after));
             return Some(());
         }
-        if before != 0 {
-            self.keep_flags();
+        let keeps = matches!(item.form, Form::Push | Form::Pop | Form::Leave);
+        if !keeps || !self.windows.serve(self.item, 1) {
+            if before != 0 {
+                self.keep_flags();
+            }
+            self.flags.host = false;
         }
-        self.flags.host = false;
         match item.form {
             Form::Push => self.push(i),
             Form::PushMemory => self.push_memory(i)?,
@@ -438,7 +459,8 @@ impl Builder<'_> {
 
     fn copied(&mut self, i: &Instruction, copied: Copied, before: u32) -> Option<()> {
         let unit = vector::bit(copied.unit) & !self.vector;
-        if before != 0 && (unit != 0 || copied.len > 0) {
+        let looks_up = copied.len > 0 && !self.windows.serve(self.item, 1);
+        if before != 0 && (unit != 0 || looks_up) {
             self.keep_flags();
         }
         if unit != 0 {
@@ -453,7 +475,7 @@ impl Builder<'_> {
             0 => None,
             len => {
                 let address = Address::of(i, self.wide, self.offset, false)?;
-                self.flags.host = false;
+                self.flags.host &= !looks_up;
                 let slow = if copied.masked { Kind::Call } else { Kind::Access { write: copied.write } };
                 Some(self.lookup_or(address, len, copied.write, slow))
             }
@@ -515,22 +537,26 @@ impl Builder<'_> {
 
     /// The slow path of the instruction at hand is taken by `hole`.
     pub(super) fn slow_at(&mut self, hole: Hole, kind: Kind, retry: usize) {
+        // Whatever way it comes back.
+        self.asm.addend = None;
         let site = self.slow_site(kind, retry);
-        self.stubs.push(Stub::Slow { hole, site, resume: 0, load: false });
+        self.stubs.push(Stub::Slow { hole, site, resume: None, load: false });
     }
 
-    fn slow_site(&mut self, kind: Kind, retry: usize) -> u32 {
+    pub(super) fn slow_site(&mut self, kind: Kind, retry: usize) -> u32 {
         let (at, mnemonic) = (retry as u32, self.mnemonic as u16);
         self.site(Site { at, mnemonic, ..Site::new(kind, self.offset) })
     }
 
     /// One of the sites of this block.
-    fn site_mut(&mut self, number: u32) -> &mut Site {
+    pub(super) fn site_mut(&mut self, number: u32) -> &mut Site {
         &mut self.sites[(number - self.first_site) as usize]
     }
 
     /// Lets the interpreter do the instruction at hand.
     fn interpret(&mut self) {
+        self.windows.open = 0;
+        self.asm.addend = None;
         let site = self.slow_site(Kind::Call, self.asm.len());
         self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
         self.site_mut(site).resume = self.asm.len() as u32;
@@ -543,12 +569,17 @@ impl Builder<'_> {
                 Stub::Slow { hole, site, resume, load } => {
                     self.asm.here(hole);
                     self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
+                    let Some(resume) = resume else { continue };
                     self.site_mut(site).resume = if load { self.asm.len() } else { resume } as u32;
                     if load {
                         self.asm.load_flags(status, B);
                         let back = self.asm.jmp();
                         self.asm.fill(back, resume);
                     }
+                }
+                Stub::Window { hole, site, first, beyond, plain } => {
+                    self.asm.here(hole);
+                    self.closed_window(first, beyond, site, plain);
                 }
                 Stub::Exit { hole, site } => {
                     self.asm.here(hole);
@@ -590,7 +621,7 @@ impl Builder<'_> {
         }
     }
 
-    fn leave_by(&mut self, site: u32) {
+    pub(super) fn leave_by(&mut self, site: u32) {
         self.asm.go_with(site, state(fast(offset_of!(Fast, leave))));
     }
 }

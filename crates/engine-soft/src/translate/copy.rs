@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Encoder, Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, OpAccess, OpKind, Register};
 
 use super::asm::{A, B, Mem, Reg, op, state};
 use super::block::Builder;
@@ -79,9 +79,13 @@ impl Builder<'_> {
             self.asm.rm(op::MOV, stand.scratch, resident(stand.guest));
         }
         let place = self.asm.len();
-        let mut encoder = Encoder::new(64);
-        encoder.encode(&n, 0).ok()?;
-        self.asm.bytes.extend_from_slice(&encoder.take_buffer());
+        if stands.iter().flatten().any(|s| s.scratch == A) {
+            self.asm.addend = None;
+        }
+        self.encoder.set_buffer(std::mem::take(&mut self.asm.bytes));
+        let done = self.encoder.encode(&n, 0);
+        self.asm.bytes = self.encoder.take_buffer();
+        done.ok()?;
         for stand in stands.iter().flatten().filter(|s| s.stores) {
             self.asm.rm(op::MOV_STORE, stand.scratch, resident(stand.guest));
         }

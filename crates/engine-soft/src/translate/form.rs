@@ -53,6 +53,8 @@ pub(super) struct Copied {
     pub unit: Unit,
     /// The host's processor may raise an exception.
     pub raises: bool,
+    /// General registers that it writes, a bit each.
+    pub writes: u16,
 }
 
 impl Form {
@@ -98,7 +100,7 @@ impl Form {
 
 impl Copied {
     fn vector() -> Self {
-        Self { len: 0, read: false, write: false, masked: false, unit: Unit::Avx, raises: false }
+        Self { len: 0, read: false, write: false, masked: false, unit: Unit::Avx, raises: false, writes: 0 }
     }
 }
 
@@ -167,7 +169,8 @@ fn copied(i: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Copie
     }
     let divides = matches!(i.mnemonic(), M::Div | M::Idiv);
     let vector = !matches!(unit, Unit::General | Unit::GeneralVex);
-    Some(Copied { len, read, write, masked, unit, raises: divides || vector || len >= 16 })
+    let raises = divides || vector || len >= 16;
+    Some(Copied { len, read, write, masked, unit, raises, writes: registers.gpr_written })
 }
 
 /// Control flow and the stack.

@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Register};
 use umbra_x86::segment::{Segment, sreg};
 
-use super::asm::{A, B, Mem, Reg, at, cond, group, op, state};
+use super::asm::{A, B, Hole, Mem, Reg, at, cond, group, op, state};
 use super::block::Builder;
 use super::copy::{host_of, is_resident};
 use super::site::Kind;
@@ -55,6 +55,17 @@ pub(super) const fn fast(offset: usize) -> usize {
 }
 
 impl Address {
+    /// `more` bytes further.
+    pub(super) fn plus(mut self, more: i32) -> Self {
+        match &mut self {
+            Self::Direct { mem, .. } => mem.disp = mem.disp.wrapping_add(more),
+            Self::Near { disp, .. } | Self::Page { disp } | Self::Kept { disp, .. } => {
+                *disp = disp.wrapping_add(more);
+            }
+        }
+        self
+    }
+
     /// The address of the memory operand of `i`, which starts `offset` bytes into its page; with `plain`, without its segment. `None` if
     /// it is none that a translation computes.
     pub(super) fn of(i: &Instruction, wide: bool, offset: u16, plain: bool) -> Option<Self> {
@@ -151,16 +162,27 @@ impl Builder<'_> {
 
     /// The same, with another slow path.
     pub(super) fn lookup_or(&mut self, address: Address, len: u8, write: bool, slow: Kind) -> HostOperand {
+        if let Some(found) = self.windowed(address, len, write) {
+            return found;
+        }
+        let retry = self.asm.len();
+        let kept = state(fast(offset_of!(Fast, address)));
+        let keep = matches!(address, Address::Kept { .. }).then_some(kept);
+        let hole = self.compare(address, i32::from(len) - 1, write, keep);
+        self.slow_at(hole, slow, retry);
+        self.found(address, kept)
+    }
+
+    /// Leaves the TLB entry of an address in B, if it is that of its page and of the byte `beyond` further; if not it takes the branch that it gives.
+    /// The address is kept, if so said.
+    pub(super) fn compare(&mut self, address: Address, beyond: i32, write: bool, keep: Option<Mem>) -> Hole {
         const INDEX: i32 = ((ENTRIES - 1) << 5) as i32;
         const _: () = assert!(size_of::<Entry>() == 1 << 5);
-        let retry = self.asm.len();
-        let beyond = i32::from(len) - 1;
-        let kept = state(fast(offset_of!(Fast, address)));
         match address {
             Address::Near { .. } => self.effective(B, address),
             _ => {
                 self.effective(A, address);
-                if matches!(address, Address::Kept { .. }) {
+                if let Some(kept) = keep {
                     self.asm.rm(op::MOV_STORE, A, kept);
                 }
                 self.asm.rr(op::MOV, B, A);
@@ -184,8 +206,11 @@ impl Builder<'_> {
         self.asm.rm(op::OR, A, state(fast(offset_of!(Fast, context))));
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
         self.asm.rm(op::CMP_STORE, A, at(B, tag as i32));
-        let hole = self.asm.jcc(cond::NOT_EQUAL);
-        self.slow_at(hole, slow, retry);
+        self.asm.jcc(cond::NOT_EQUAL)
+    }
+
+    /// The operand at an address whose TLB entry is at B, and which has been kept if it is one of those.
+    fn found(&mut self, address: Address, kept: Mem) -> HostOperand {
         let addend = at(B, offset_of!(Entry, addend) as i32);
         match address {
             Address::Near { base, disp } => {

@@ -37,6 +37,7 @@
 //! | `lockstep` | a debug option: every block in both tiers, compared |
 //! | `validate` | an independent look at what was emitted, before it runs |
 //! | `vector` | vector registers |
+//! | `window` | one lookup for several accesses |
 
 mod asm;
 mod block;
@@ -54,6 +55,7 @@ mod slow;
 mod system;
 mod validate;
 mod vector;
+mod window;
 
 #[cfg(test)]
 mod test;
@@ -68,9 +70,10 @@ use site::{Kind, Site};
 
 pub(crate) use enter::{HostFault, find_fault};
 pub(crate) use run::Left;
+pub(crate) use window::SLOTS;
 
 /// Entries of the table by linear address.
-const JUMPS: usize = 1 << 14;
+const JUMPS: usize = 1 << 16;
 /// The bits of a hash that are the offset of an entry in it.
 const JUMP_MASK: usize = (JUMPS - 1) * size_of::<Jump>();
 /// How often a block runs in the interpreter before it is translated.
@@ -91,8 +94,14 @@ pub(crate) struct Jump {
 }
 
 impl Jump {
-    /// Bit 9 of a key is never set.
-    const NONE: Self = Self { rip: 0, key: 1 << 9, code: std::ptr::null(), page: 0 };
+    /// No key is zero: translated code is flat.
+    const NONE: Self = Self { rip: 0, key: 0, code: std::ptr::null(), page: 0 };
+
+    /// Memory for a table of none, which comes as it is used.
+    fn table() -> Box<[Self]> {
+        // SAFETY: all zeros is `NONE`.
+        unsafe { Box::new_zeroed_slice(JUMPS).assume_init() }
+    }
 }
 
 /// There is no room for more translations until all are forgotten.
@@ -122,7 +131,7 @@ impl Translator {
         let mut translator = Self {
             area: Area::new(Pool::Blocks)?,
             sites: Vec::new(),
-            jumps: vec![Jump::NONE; JUMPS].into(),
+            jumps: Jump::table(),
             after: after(),
             counts: false,
         };
@@ -130,13 +139,13 @@ impl Translator {
         Ok(Box::new(translator))
     }
 
-    /// Forgets all translations; none may be running.
+    /// Forgets all translations; none may be running. The table by linear address is then another.
     pub(crate) fn clear(&mut self) {
         self.area.clear();
         self.sites.clear();
         // Those whose numbers `site` names.
         self.sites.extend([Kind::Jump, Kind::Fault, Kind::Exit].map(|kind| Site::new(kind, 0)));
-        self.jumps.fill(Jump::NONE);
+        self.jumps = Jump::table();
     }
 
     /// The place of an address in the table by linear address, as translations compute it.

@@ -19,6 +19,8 @@ pub(crate) enum Left {
     Link(u32),
     /// The same, to another page.
     Cross(u32),
+    /// Before an instruction that the site can be linked to, in a block without windows.
+    Plain(u32),
     /// Before a block whose code has changed; its entry can be linked to what is there now.
     Stale(u32),
     /// Something wants attention.
@@ -57,13 +59,16 @@ impl Cpu {
         let site = self.translator.sites[number as usize];
         self.rip = match site.kind {
             Kind::Jump | Kind::Cross => self.fast.target,
-            Kind::Link | Kind::Stale | Kind::Attention => self.fast.page | u64::from(site.offset),
+            Kind::Link | Kind::Plain | Kind::Stale | Kind::Attention => {
+                self.fast.page | u64::from(site.offset)
+            }
             _ => self.rip,
         };
         match site.kind {
             Kind::Jump => Left::Jump,
             Kind::Link => Left::Link(number),
             Kind::Cross => Left::Cross(number),
+            Kind::Plain => Left::Plain(number),
             Kind::Stale => Left::Stale(number),
             Kind::Attention => Left::Attention,
             Kind::Fault => Left::Exit(self.host_fault()),
@@ -99,8 +104,8 @@ impl Cpu {
         let site = |number: u32| self.translator.sites.get(number as usize).copied();
         match left {
             Left::Jump => _ = self.announce(block.code_at),
-            Left::Link(number) => {
-                if let Some(site) = site(number).filter(|s| s.kind == Kind::Link) {
+            Left::Link(number) | Left::Plain(number) => {
+                if let Some(site) = site(number).filter(|s| matches!(s.kind, Kind::Link | Kind::Plain)) {
                     self.translator.area.patch(site.at as usize, entry_for(site, block));
                 }
             }

@@ -18,6 +18,11 @@ pub(super) enum Kind {
         /// It writes.
         write: bool,
     },
+    /// A window's lookup that the TLB did not answer: it is filled and asked again, or the block goes on without windows; see `window`.
+    Window {
+        /// Something in it is written.
+        write: bool,
+    },
     /// The interpreter does the instruction.
     Call,
     /// The same, an indirect branch whose target was not found; where the interpreter comes to is looked up.
@@ -30,6 +35,8 @@ pub(super) enum Kind {
     Link,
     /// An exit to an address off this page, which can be linked; see `cross`.
     Cross,
+    /// An exit to the same instruction in a block without windows, which can be linked.
+    Plain,
     /// An exit because something wants attention.
     Attention,
     /// An exit because the code has changed.
@@ -59,7 +66,7 @@ pub(super) struct Site {
     /// An offset into the area: where to try again; of a native instruction, where it is; of a link, its displacement; of a jump to
     /// another page, its start; of a stale block, its entry.
     pub at: u32,
-    /// Where to go on after the interpreter did the instruction; 0 to leave.
+    /// Where to go on after the interpreter did the instruction, 0 to leave; of a window, where to go on without.
     pub resume: u32,
     /// The instruction as a block of its own, once it has been needed.
     pub alone: BlockId,

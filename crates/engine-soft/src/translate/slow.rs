@@ -3,7 +3,7 @@
 use super::Translator;
 use super::site::{INTERPRETED, Kind, LOOKED_UP, Site};
 use crate::cpu::Cpu;
-use crate::decode::Block;
+use crate::decode::{Block, Want};
 use crate::exec::Exit;
 use crate::fault::Fault;
 use crate::mmu::{Class, NO_CONTEXT};
@@ -32,8 +32,12 @@ impl Cpu {
         let site = self.translator.sites[number];
         self.rip = self.fast.page | u64::from(site.offset);
         match site.kind {
-            Kind::Access { write } if self.fill(tag, write) => {
+            Kind::Access { write } if self.fill(tag, write, true) => {
                 return self.translator.address(site.at);
+            }
+            Kind::Window { write } => {
+                let there = self.fill(tag, write, false);
+                return self.translator.address(if there { site.at } else { site.resume });
             }
             Kind::Vector(bit) => match self.wanted_vectors(bit) {
                 Ok(live) => {
@@ -59,8 +63,8 @@ impl Translator {
 }
 
 impl Cpu {
-    /// Fills the TLB for an access. Whether asking again will find it.
-    fn fill(&mut self, tag: u64, write: bool) -> bool {
+    /// Fills the TLB for an access. Whether asking again will find it. A write that is not `certain` sets no dirty flag.
+    fn fill(&mut self, tag: u64, write: bool, certain: bool) -> bool {
         let linear = tag & !0xfff;
         if self.fast.context == NO_CONTEXT || tag & 0xfff != self.fast.context || !is_canonical(linear) {
             return false;
@@ -74,10 +78,11 @@ impl Cpu {
         }
         let class = self.class();
         debug_assert!(class as usize <= Class::SupervisorAc as usize);
-        if self.mode.code != 64 && linear > 0xffff_ffff || self.page(linear, class, write).is_err() {
+        if self.mode.code != 64 && linear > 0xffff_ffff {
             return false;
         }
-        has()
+        let may = certain || !write || self.is_dirty(linear, class);
+        may && self.page(linear, class, write).is_ok() && has()
     }
 
     fn leave_with(&mut self, exit: Exit, fault: Option<Fault>) -> usize {
@@ -102,7 +107,7 @@ impl Cpu {
         let known = self.cache.block(site.alone).filter(|block| unsafe { (**block).is_current() });
         let block = match known {
             Some(block) => block,
-            None => match self.look_up_block(true) {
+            None => match self.look_up_block(Want::Alone) {
                 Ok(block) => block,
                 Err(fault) => return self.leave_with(Exit::Fault, Some(fault)),
             },
@@ -136,6 +141,7 @@ impl Cpu {
         if self.fast.epoch != self.cache.epoch {
             self.fast.epoch = self.cache.epoch;
             self.translator.clear();
+            self.fast.jumps = self.translator.jumps();
             if let Some(lockstep) = &mut self.lockstep {
                 lockstep.clear();
             }

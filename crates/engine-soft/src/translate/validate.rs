@@ -11,8 +11,9 @@
 //!   share an entry. Writes need the tag for writes.
 //!
 //! Nothing touches the stack, segment registers or bases; instructions are on the list of those that run natively, or of the few that translations
-//! have besides; branches lead to instructions of the same translation; host addresses stay in the two scratch registers. Where the engine comes back into a
-//! translation, and where a loop closes, nothing is known of what registers hold.
+//! have besides; branches lead to instructions of the same translation; host addresses stay in the two scratch registers, and addends also in the fields for
+//! windows. Where the engine comes back into a translation, and where a loop closes, nothing is known of what registers hold; where it does so after a TLB
+//! fill, only what a fill leaves as it is: the guest's registers and addends.
 //!
 //! It runs in every build with debug assertions, and in others if the environment has `UMBRA_VALIDATE`.
 
@@ -35,12 +36,14 @@ use crate::native;
 use state::State;
 
 /// What must be known of a translation to judge it: where it lies among other things, not what is in it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Given {
     /// The address of the version word of its page.
     pub version: u64,
     /// Where the engine may go on in it, besides its start.
     pub entries: Vec<u32>,
+    /// Where it may do so after nothing but a TLB fill, or a load of vector registers.
+    pub retries: Vec<u32>,
 }
 
 /// What is wrong, and with the instruction at which offset.
@@ -86,13 +89,14 @@ pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site], own: [usize; 2
         return;
     }
     let version = block.code.wrapping_byte_add(CodePage::VERSION_OFFSET) as u64;
-    let entries = sites.iter().flat_map(|site| match site.kind {
-        Kind::Access { .. } | Kind::Vector(_) => vec![site.at, site.resume],
-        Kind::Call => vec![site.resume],
-        _ => vec![],
+    let retries = sites
+        .iter()
+        .filter(|s| matches!(s.kind, Kind::Access { .. } | Kind::Window { .. } | Kind::Vector(_)));
+    let resumed = sites.iter().filter(|s| {
+        matches!(s.kind, Kind::Access { .. } | Kind::Window { .. } | Kind::Vector(_) | Kind::Call)
     });
-    let entries = own.into_iter().map(|at| at as u32).chain(entries).collect();
-    let given = &Given { version, entries };
+    let entries = own.into_iter().map(|at| at as u32).chain(resumed.map(|s| s.resume)).collect();
+    let given = &Given { version, entries, retries: retries.map(|s| s.at).collect() };
     #[cfg(test)]
     seen::note(code, given);
     if let Err(violation) = validate(code, given) {
@@ -144,6 +148,9 @@ pub(super) fn validate(code: &[u8], given: &Given) -> Result<(), Violation> {
         let found = |why| Violation { at: i.ip() as usize, why };
         let before = coming.remove(&at).filter(|_| !flow.open.contains(&at));
         let mut state = before.unwrap_or_else(|| State::unknown(&mut names));
+        if flow.retried.contains(&at) {
+            state.settle();
+        }
         check_form(i, &mut factory).map_err(found)?;
         if !is_direct(i) {
             state.step(i, given, &mut factory, &mut names).map_err(found)?;
@@ -166,6 +173,8 @@ struct Flow {
     next: Vec<[Option<usize>; 2]>,
     /// Where nothing is known.
     open: BTreeSet<usize>,
+    /// Where nothing is known that a TLB fill changes.
+    retried: BTreeSet<usize>,
     /// All, each after what leads to it, but where something is open.
     order: Vec<usize>,
 }
@@ -181,6 +190,8 @@ impl Flow {
         for entry in given.entries.iter().copied().chain([0]) {
             open.insert(find(entry.into(), entry.into())?);
         }
+        let retried =
+            given.retries.iter().map(|at| find((*at).into(), (*at).into())).collect::<Result<_, _>>()?;
         let mut next = Vec::new();
         for (n, i) in all.iter().enumerate() {
             let target = if is_direct(i) { Some(find(i.near_branch_target(), i.ip())?) } else { None };
@@ -190,7 +201,7 @@ impl Flow {
             }
             next.push([target, falls.then_some(n + 1).filter(|n| *n < all.len())]);
         }
-        let mut flow = Self { all, next, open, order: Vec::new() };
+        let mut flow = Self { all, next, open, retried, order: Vec::new() };
         flow.arrange();
         Ok(flow)
     }

@@ -6,7 +6,7 @@ use super::End;
 use super::pages::Differing;
 use super::snapshot::Snapshot;
 use crate::cpu::Cpu;
-use crate::decode::{Block, INSTRUCTIONS_MAX};
+use crate::decode::{Block, INSTRUCTIONS_MAX, Want};
 use crate::exec::{Exit, rflags_of, status_of};
 use crate::fault::Fault;
 use crate::mmu::copy_out;
@@ -104,7 +104,7 @@ impl Cpu {
 
     /// Does one instruction.
     fn replay_one(&mut self) -> Exit {
-        let block = match self.look_up_block(true) {
+        let block = match self.look_up_block(Want::Alone) {
             Ok(block) => block,
             Err(fault) => return self.replayed_fault(fault),
         };

@@ -47,7 +47,7 @@ impl Cpu {
         self.guest_code(from, to, &mut text);
         text.push_str("host code of the block:\n");
         let code = lockstep.translation(lockstep.code);
-        text.push_str(&validate::listing(code, &validate::Given { version: 0, entries: Vec::new() }, None));
+        text.push_str(&validate::listing(code, &validate::Given::default(), None));
         text
     }
 

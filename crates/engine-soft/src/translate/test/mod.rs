@@ -11,6 +11,7 @@ mod program;
 mod system_test;
 mod validate_test;
 mod vector_test;
+mod window_test;
 
 use umbra_x86::reg::Rflags;
 use umbra_x86::reg::gpr::RSP;

@@ -8,6 +8,8 @@ pub(super) const PROGRAMS: &[(&str, u32, &str)] = &[
     ("load", 64, "488b43088b4cb2fc0fb63feb3e"),
     // mov [rbx],rax; mov [rcx+rdx*8+0x1000],r8w; mov byte ptr [rsi],7; jmp .+0x40
     ("store", 64, "48890366448984d100100000c60607eb3e"),
+    // mov rax,[rbx]; mov r15,r10; mov rcx,[rbx+8]; jmp .+0x40
+    ("window", 64, "488b034d89d7488b4b08eb3e"),
     // add dword ptr [rsi+rcx*4],1; lock xadd [rdi],rax; jmp .+0x40
     ("read-modify-write", 64, "83048e01f0480fc107eb3e"),
     // mov r10,[r11+8]; add r15,r10; mov [r15+r10*2],r11d; jmp .+0x40

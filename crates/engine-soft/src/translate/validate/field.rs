@@ -25,6 +25,8 @@ pub(in crate::translate) enum Kind {
     Jumps,
     /// What entries of that table must be of.
     Key,
+    /// Holds what is to be added to addresses in a window, as a lookup found it.
+    Window,
     /// Holds an address to jump to.
     Code,
 }
@@ -49,6 +51,10 @@ const fn cpu(name: &'static str, offset: usize, len: usize, kind: Kind) -> Field
     Field { name, offset, len, kind }
 }
 
+const fn window(name: &'static str, n: usize) -> Field {
+    fast(name, offset_of!(Fast, windows) + 8 * n, 8, Kind::Window)
+}
+
 const fn base(n: usize) -> usize {
     offset_of!(Cpu, seg) + n * size_of::<Segment>() + offset_of!(Segment, base)
 }
@@ -70,6 +76,14 @@ const FIELDS: &[Field] = &[
     fast("global_key", offset_of!(Fast, global_key), 8, Kind::Key),
     fast("address", offset_of!(Fast, address), 8, FREE),
     fast("target", offset_of!(Fast, target), 8, FREE),
+    window("windows[0]", 0),
+    window("windows[1]", 1),
+    window("windows[2]", 2),
+    window("windows[3]", 3),
+    window("windows[4]", 4),
+    window("windows[5]", 5),
+    window("windows[6]", 6),
+    window("windows[7]", 7),
     fast("slow", offset_of!(Fast, slow), 8, Kind::Code),
     fast("leave", offset_of!(Fast, leave), 8, Kind::Code),
     fast("site", offset_of!(Fast, site), 4, FREE),

@@ -7,6 +7,8 @@ use iced_x86::{Code as C, Instruction, InstructionInfo, InstructionInfoFactory, 
 
 use super::field::{self, Kind};
 use super::{Given, Why};
+use crate::cpu::Cpu;
+use crate::exec::Fast;
 use crate::mmu::{ENTRIES, Entry};
 use crate::translate::{JUMP_MASK, Jump};
 
@@ -124,6 +126,14 @@ impl Names {
 }
 
 impl Value {
+    /// So much more, if it is a number.
+    fn plus(self, more: i64) -> Option<Self> {
+        match self {
+            Self::Number(n) => Some(Self::Number(Number { plus: n.plus.wrapping_add(more), ..n })),
+            _ => None,
+        }
+    }
+
     fn is_address(self) -> bool {
         use Value as V;
         matches!(self, V::Entry(_) | V::Addend(_) | V::Host(..) | V::Word | V::Jump(_) | V::Class | V::Stale)
@@ -172,6 +182,20 @@ impl State {
         self.facts.retain(|fact| other.facts.contains(fact));
         self.equal = self.equal.filter(|_| self.equal == other.equal);
         self
+    }
+
+    /// The engine may have run here, but not the guest: no more is known of scratch registers and of the TLB.
+    pub(super) fn settle(&mut self) {
+        const PAGE: usize = offset_of!(Cpu, fast) + offset_of!(Fast, page);
+        const REGISTERS: usize = size_of::<[u64; 16]>();
+        for (n, value) in self.registers.iter_mut().enumerate() {
+            if is_scratch(n) {
+                *value = Value::Stale;
+            }
+        }
+        self.words.retain(|offset, value| *offset < REGISTERS || *offset == PAGE || value.is_address());
+        self.facts.clear();
+        self.equal = None;
     }
 
     /// Goes past a branch, if `i` is one.
@@ -268,6 +292,11 @@ impl State {
         if !is_plain(base) || !is_plain(index) || i.code() == C::Lea_r16_m {
             return Err(Why::Forbidden);
         }
+        if let (Some(Value::Number(n)), Some(Value::Addend(checked))) = (self.get(base), self.get(index)) {
+            let is_sum =
+                i.code() == C::Lea_r64_m && i.memory_index_scale() == 1 && i.memory_displacement64() == 0;
+            return if is_sum { Ok(Outcome::Value(Value::Host(n, checked))) } else { Err(Why::Leak) };
+        }
         let base = self.number(base, names)?;
         let index = self.number(index, names)?.map(|n| (n, i.memory_index_scale()));
         let narrow = i.code() == C::Lea_r32_m;
@@ -292,7 +321,13 @@ impl State {
             | C::And_rm64_imm8
             | C::And_rm64_imm32
             | C::Add_rm64_imm8
-            | C::Add_rm64_imm32 => one.and_then(|v| shape(i, v)),
+            | C::Add_rm64_imm32
+            | C::Add_RAX_imm32
+            | C::Sub_rm64_imm8
+            | C::Sub_rm64_imm32
+            | C::Sub_RAX_imm32 => one.and_then(|v| shape(i, v)),
+            C::Inc_rm64 => one.and_then(|v| v.plus(1)),
+            C::Dec_rm64 => one.and_then(|v| v.plus(-1)),
             _ => None,
         };
         if i.rflags_modified() != 0 {
@@ -367,6 +402,11 @@ impl State {
                 }
                 return Ok(Outcome::Other);
             }
+            (Kind::Window, C::Mov_rm64_r64, _) if write => {
+                let addend = self.get(i.op1_register()).filter(|v| matches!(v, V::Addend(_)));
+                self.words.insert(field.offset, addend.ok_or(Why::StateBlock)?);
+                return Ok(Outcome::Used);
+            }
             (Kind::Tlb, C::Mov_rm64_r64, _) if write && self.get(i.op1_register()) == Some(V::Class) => {
                 self.forget_entries();
                 return Ok(Outcome::Used);
@@ -376,6 +416,7 @@ impl State {
                 *self.words.entry(field.offset).or_insert_with(|| names.number())
             }
             (Kind::Number { .. }, ..) => return Ok(Outcome::Other),
+            (Kind::Window, C::Mov_r64_rm64, _) => *self.words.get(&field.offset).ok_or(Why::StateBlock)?,
             (Kind::Context, C::Or_r64_rm64, Some(V::Page(n))) => V::Tag(n),
             (Kind::Tlb, C::Add_r64_rm64, Some(V::Index(n))) => V::Entry(n),
             (Kind::Jumps, C::Add_r64_rm64, Some(V::Offset)) => V::Jump(names.fresh()),
@@ -392,8 +433,9 @@ impl State {
     fn forget_entries(&mut self) {
         self.facts.retain(|fact| !matches!(fact, Fact::Checked(_)));
         self.equal = None;
+        self.words.retain(|_, value| !value.is_address());
         for value in &mut self.registers {
-            if matches!(value, Value::Index(_) | Value::Entry(_)) {
+            if matches!(value, Value::Index(_) | Value::Entry(_) | Value::Addend(_) | Value::Host(..)) {
                 *value = Value::Stale;
             }
         }
@@ -471,8 +513,9 @@ fn shape(i: &Instruction, value: Value) -> Option<Value> {
         (C::And_rm64_imm8 | C::And_rm64_imm32, v) if operand == JUMP_MASK as u64 && !v.is_address() => {
             V::Offset
         }
-        (C::Add_rm64_imm8 | C::Add_rm64_imm32, V::Number(n)) => {
-            V::Number(Number { plus: n.plus.wrapping_add(operand as i64), ..n })
+        (C::Add_rm64_imm8 | C::Add_rm64_imm32 | C::Add_RAX_imm32, v) => return v.plus(operand as i64),
+        (C::Sub_rm64_imm8 | C::Sub_rm64_imm32 | C::Sub_RAX_imm32, v) => {
+            return v.plus((operand as i64).wrapping_neg());
         }
         _ => return None,
     };
