@@ -16,11 +16,13 @@ use crate::qemu_img;
 use crate::soak;
 
 /// Programs that tests and tools call by name, and the packages that bring them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("c++", "g++"),
     ("cc", "gcc"),
     ("dpkg", "dpkg"),
     ("ldd", "libc-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdinfo", "libnbd-bin"),
     ("setpriv", "util-linux"),
     ("taskset", "util-linux"),
 ];
@@ -72,8 +74,8 @@ fn check(guests: &mut Guests) -> Result<()> {
     for qemu in [&guests.qemu_stable, &guests.qemu_backports] {
         qemu.probe()?;
     }
-    if !qemu_img::is_good(&qemu_img::unpacked()) {
-        bail!("there is no qemu-img yet");
+    if !qemu_img::is_complete() {
+        bail!("there is no qemu-img, qemu-io or qemu-nbd yet");
     }
     for kernel in guests.kernels() {
         Kernel::write_initrd(&kernel.modules, &guests.busybox, &kernel.initrd)?;
