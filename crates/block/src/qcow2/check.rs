@@ -6,38 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::counts::{CHUNK, Counts};
 use super::header::{CORRUPT, DIRTY};
 use super::layout::{ALL_ALLOCATED, COPIED, Entry, Layout, OFFSET_MASK, REFTABLE_MASK, ZERO};
 use super::meta::{Meta, Runs, word_bytes};
 use super::refcount::{self, refcount_max};
 use crate::{CheckReport, Error, Finding, Repair, Result, StorageExt, Task};
 
-const CHUNK: u64 = 64;
 /// Rounds of mending and looking again.
 const REPAIRS_MAX: u32 = 3;
-
-/// References to clusters of the file, as counted. Only what is referred to takes memory.
-#[derive(Debug, Default)]
-struct Counts {
-    chunks: HashMap<u64, Box<[u32; CHUNK as usize]>>,
-    /// The cluster behind the last one that is referred to.
-    end: u64,
-}
-
-impl Counts {
-    fn add(&mut self, first: u64, count: u64, times: u32) {
-        for cluster in first..first + count {
-            let chunk = self.chunks.entry(cluster / CHUNK).or_insert_with(|| Box::new([0; CHUNK as usize]));
-            let place = &mut chunk[(cluster % CHUNK) as usize];
-            *place = place.saturating_add(times);
-        }
-        self.end = self.end.max(first + count);
-    }
-
-    fn get(&self, cluster: u64) -> u64 {
-        self.chunks.get(&(cluster / CHUNK)).map_or(0, |chunk| u64::from(chunk[(cluster % CHUNK) as usize]))
-    }
-}
 
 /// What a walk over the tables has found.
 struct Walk<'a> {
@@ -58,7 +35,7 @@ impl<'a> Walk<'a> {
     fn new(repair: Repair, task: &'a Task<'a>, layout: Layout, file_len: u64) -> Self {
         Self {
             report: CheckReport::default(),
-            counts: Counts::default(),
+            counts: Counts::new(layout.clusters(file_len) + 1),
             repair,
             task,
             limit: layout.clusters(file_len) + 1,
@@ -395,6 +372,7 @@ impl Meta {
         let order = self.header.refcount_order;
         let (per_block, per_piece) = (self.per_block(), self.per_piece());
         let piece_len = self.refs.piece_len();
+        let (mut have, mut wanted) = (Vec::new(), Vec::new());
         for (index, block) in self.reftable.clone().into_iter().enumerate() {
             let block = block & REFTABLE_MASK;
             if block == 0 {
@@ -403,15 +381,17 @@ impl Meta {
             walk.task.at(index as u64, self.reftable.len() as u64)?;
             for piece in 0..self.layout.cluster() / piece_len {
                 let file = self.file.clone();
-                let bytes = self.refs.get(&*file, block + piece * piece_len)?.bytes.clone();
+                let bytes = &self.refs.get(&*file, block + piece * piece_len)?.bytes;
                 let first = index as u64 * per_block + piece * per_piece;
-                for i in 0..per_piece {
-                    let (has, should) = (refcount::get(&bytes, i, order), walk.counts.get(first + i));
-                    if has > 0 || should > 0 {
-                        *last = (*last).max(first + i + 1);
-                    }
-                    if has != should {
-                        wrong.push((first + i, has, should));
+                refcount::unpack(bytes, order, &mut have);
+                wanted.resize(have.len(), 0);
+                walk.counts.fill(first, &mut wanted);
+                for (cluster, (&has, &should)) in (first..).zip(have.iter().zip(&wanted)) {
+                    if has | should != 0 {
+                        *last = (*last).max(cluster + 1);
+                        if has != should {
+                            wrong.push((cluster, has, should));
+                        }
                     }
                 }
                 self.take_wrong(walk, wrong)?;
@@ -422,10 +402,13 @@ impl Meta {
 
     /// Clusters in use that no refcount block counts.
     fn compare_uncounted(&self, walk: &Walk<'_>, wrong: &mut Vec<(u64, u64, u64)>, last: &mut u64) {
-        let mut chunks: Vec<u64> = walk.counts.chunks.keys().copied().collect();
-        chunks.sort_unstable();
-        for chunk in chunks {
-            for cluster in chunk * CHUNK..(chunk + 1) * CHUNK {
+        for chunk in walk.counts.used() {
+            let clusters = chunk * CHUNK..(chunk + 1) * CHUNK;
+            let ends = [clusters.start, clusters.end - 1];
+            if !walk.bad_blocks && !ends.iter().any(|&cluster| self.has_no_refblock(cluster)) {
+                continue;
+            }
+            for cluster in clusters {
                 let should = walk.counts.get(cluster);
                 if should > 0 && (walk.bad_blocks || self.has_no_refblock(cluster)) {
                     *last = (*last).max(cluster + 1);
@@ -506,10 +489,13 @@ impl Meta {
                 })?;
             }
             for (host, marked, place) in marks {
-                // A block that is damaged says nothing. A count that is too high is a leak, which is told already.
                 let owners = walk.counts.get(host >> bits);
+                if (owners == 1) == marked {
+                    continue;
+                }
+                // A block that is damaged says nothing. A count that is too high is a leak, which is told already.
                 let count = if walk.bad_blocks { owners } else { self.refcount(host >> bits)? };
-                if (owners == 1) == marked || !marked && count != 1 {
+                if !marked && count != 1 {
                     continue;
                 }
                 wrong += u64::from(marked);
@@ -579,7 +565,7 @@ impl Meta {
 fn place_blocks(counts: &Counts, start: u64, cluster: u64, order: u32) -> Result<(u64, BTreeSet<u64>)> {
     let per_block = (cluster * 8) >> order;
     let used = |chunk: &u64| [*chunk * CHUNK / per_block, ((*chunk + 1) * CHUNK - 1) / per_block];
-    let mut blocks: BTreeSet<u64> = counts.chunks.keys().flat_map(used).collect();
+    let mut blocks: BTreeSet<u64> = counts.used().iter().flat_map(used).collect();
     let mut table = 1;
     loop {
         let end = start + table + blocks.len() as u64;

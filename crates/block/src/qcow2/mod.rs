@@ -2,12 +2,13 @@
 //!
 //! Authority: the qcow2 specification (docs/interop/qcow2.txt of QEMU). Layout of the modules: `header` and `layout` are
 //! what lies in the file; `meta` holds an image's tables and the order in which they reach the file, with `cache`,
-//! `refcount`, `map`, `write`, `zero`, `snapshot`, `bitmap` and `check` as its parts; this file is the format's face.
+//! `refcount`, `map`, `write`, `zero`, `snapshot`, `bitmap` and `check` (with `counts`) as its parts; this file is the format's face.
 
 mod amend;
 mod bitmap;
 mod cache;
 mod check;
+mod counts;
 mod create;
 mod header;
 mod info;

@@ -34,6 +34,18 @@ pub(super) fn get(bytes: &[u8], index: u64, order: u32) -> u64 {
     }
 }
 
+/// All refcounts of a block's bytes, in place of what `out` holds.
+pub(super) fn unpack(bytes: &[u8], order: u32, out: &mut Vec<u64>) {
+    out.clear();
+    if order == 4 {
+        // The usual width, and so the one that is worth a way of its own.
+        out.extend(bytes.as_chunks::<2>().0.iter().map(|pair| u64::from(u16::from_be_bytes(*pair))));
+    } else {
+        let count = ((bytes.len() as u64) << 3) >> order;
+        out.extend((0..count).map(|index| get(bytes, index, order)));
+    }
+}
+
 /// Sets one refcount in a block's bytes. The value fits.
 pub(super) fn set(bytes: &mut [u8], index: u64, order: u32, value: u64) {
     let i = index as usize;

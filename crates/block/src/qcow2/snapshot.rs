@@ -242,6 +242,19 @@ impl Meta {
         table: u64,
         mut work: impl FnMut(super::layout::Layout, u64, Entry) -> Result<()>,
     ) -> Result<()> {
+        if !self.l2.has_dirty() {
+            // The file has everything: the table is read as a whole, past the cache.
+            let layout = self.layout;
+            let bytes = self.file.read_vec(table, layout.cluster() as usize)?;
+            let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
+            let step = (layout.entry_len() / 8) as usize;
+            let mut bitmaps = words.clone().skip(1).step_by(2);
+            for (index, word) in (0..).zip(words.step_by(step)) {
+                let bitmap = if layout.extended { bitmaps.next().unwrap_or(0) } else { 0 };
+                work(layout, index, Entry { word, bitmap })?;
+            }
+            return Ok(());
+        }
         let mut entries = Vec::new();
         let mut index = 0;
         while index < self.layout.l2_entries() {
