@@ -99,7 +99,8 @@ impl Given {
     }
 }
 
-fn properties(definition: &str) -> Result<Options, String> {
+/// The properties of an object; `qom-type` is its type.
+pub fn properties(definition: &str) -> Result<Options, String> {
     if definition.starts_with('{') {
         return keyval::flatten(&json::parse_relaxed(definition).map_err(|error| error.to_string())?);
     }
