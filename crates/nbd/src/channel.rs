@@ -109,13 +109,12 @@ impl Channel {
         }
     }
 
-    /// Says that nothing more comes, as far as the peer listens, and ends the connection.
-    pub fn end(&self) {
-        if let Some(tls) = &self.tls
-            && self.socket.limit_writes(LAST_WORDS).is_ok()
-        {
+    /// Says `parts` and that nothing more comes, as far as the peer listens, and ends the connection.
+    pub fn end(&self, parts: &[&[u8]]) {
+        // The peer may be gone, or take nothing more.
+        let listens = self.socket.limit_writes(LAST_WORDS).is_ok() && self.send(parts).is_ok();
+        if let Some(tls) = self.tls.as_ref().filter(|_| listens) {
             lock(&tls.state).send_close_notify();
-            // The peer may be gone.
             let _ = tls.send(&self.socket, &[]);
         }
         self.socket.shutdown(Shutdown::Both);

@@ -284,6 +284,71 @@ fn replies_that_lie_end_the_connection() {
     assert_eq!(storage.read_vec(0, 1).unwrap(), [4]);
 }
 
+#[test]
+fn requests_are_no_greater_than_a_server_takes_them() {
+    let opened = Script::greeting(3)
+        .reply(option::STRUCTURED_REPLY, reply::ERR_UNSUP, &[])
+        .info(1 << 20, 1)
+        .blocks(512, 1000)
+        .reply(option::GO, reply::ACK, &[]);
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let replies = (1..=4).fold(opened, |script, cookie| script.simple(0, cookie, &[cookie as u8; 512]));
+    let replies = replies.simple(0, 5, &[]).simple(0, 6, &[]);
+    theirs.write_all(&replies.0).unwrap();
+    let storage = NbdStorage::over(ours, "e", "nbd:script", false).unwrap();
+    let bytes = storage.read_vec(500, 1048).unwrap();
+    let wanted = [vec![1; 12], vec![2; 512], vec![3; 512], vec![4; 12]].concat();
+    assert!(bytes == wanted);
+    storage.write_at(512, &[9; 1024]).unwrap();
+    drop(storage);
+    let mut said = Vec::new();
+    theirs.read_to_end(&mut said).unwrap();
+    // Requests stand at the end: four reads, two writes with their data, the farewell.
+    let requests = &said[said.len() - (5 * 28 + 2 * (28 + 512))..];
+    let field =
+        |at: usize| (requests[at + 7], u32::from_be_bytes(requests[at + 24..at + 28].try_into().unwrap()));
+    assert_eq!(
+        [0, 28, 56, 84, 112, 652, 1192].map(field),
+        [(0, 512), (0, 512), (0, 512), (0, 512), (1, 512), (1, 512), (2, 0)]
+    );
+}
+
+#[test]
+fn nothing_is_taken_from_before_tls() {
+    let folder = crate::test_help::Folder::new();
+    crate::test_help::certificates(&folder.0);
+    // Somebody in between puts an option behind the one that begins TLS.
+    let tls = crate::TlsServer::load(&folder.0, false).unwrap();
+    let server = Arc::new(Server::new(vec![export("e", &memory_disk(1 << 20))], Some(tls)).unwrap());
+    let (mut stream, thread) = connected(&server);
+    let said =
+        [3u32.to_be_bytes().to_vec(), option_bytes(option::STARTTLS, &[]), option_bytes(option::LIST, &[])];
+    stream.write_all(&said.concat()).unwrap();
+    let ended = thread.join().unwrap().unwrap_err();
+    assert!(matches!(ended, crate::Error::Tls(_)), "{ended}");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    // The greeting, the acknowledgement, and an alert: no list.
+    assert!(answer.len() < 18 + 20 + 20, "{answer:?}");
+    // The same from the other side.
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let script = Script::greeting(3).reply(option::STARTTLS, reply::ACK, &[]).reply(
+        option::STRUCTURED_REPLY,
+        reply::ACK,
+        &[],
+    );
+    theirs.write_all(&script.0).unwrap();
+    let tls = crate::TlsClient::load(Some(&folder.0), true).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let opened = crate::client::connection::Connection::open(
+        crate::channel::Channel::plain(ours),
+        Some((&tls, Some("localhost"))),
+        "e",
+        deadline,
+    );
+    assert!(matches!(opened, Err(crate::Error::Tls(_))), "{:?}", opened.err());
+}
+
 fn server() -> Arc<Server> {
     Arc::new(Server::new(vec![export("e", &memory_disk(1 << 20))], None).unwrap())
 }

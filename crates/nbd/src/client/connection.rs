@@ -79,6 +79,19 @@ pub(crate) struct Ask {
     pub len: u32,
 }
 
+impl Ask {
+    fn head(&self, cookie: u64) -> Request {
+        Request {
+            magic: U32::new(wire::REQUEST_MAGIC),
+            flags: U16::new(self.flags.bits()),
+            command: U16::new(self.command),
+            cookie: U64::new(cookie),
+            offset: U64::new(self.offset),
+            len: U32::new(self.len),
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -185,14 +198,7 @@ impl Connection {
     }
 
     fn send(&self, ask: &Ask, cookie: u64, srcs: &[IoSrc<'_>]) -> io::Result<()> {
-        let head = Request {
-            magic: U32::new(wire::REQUEST_MAGIC),
-            flags: U16::new(ask.flags.bits()),
-            command: U16::new(ask.command),
-            cookie: U64::new(cookie),
-            offset: U64::new(ask.offset),
-            len: U32::new(ask.len),
-        };
+        let head = ask.head(cookie);
         let mut gathered = lock(&self.sending);
         gathered.clear();
         gathered.extend_from_slice(head.as_bytes());
@@ -283,10 +289,7 @@ impl Drop for Connection {
             return;
         }
         let ask = Ask { command: command::DISC, flags: CommandFlags::empty(), offset: 0, len: 0 };
-        // A server that is gone needs no farewell.
-        if self.send(&ask, 0, &[]).is_ok() {
-            self.channel.end();
-        }
+        self.channel.end(&[ask.head(0).as_bytes()]);
     }
 }
 

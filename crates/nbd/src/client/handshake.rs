@@ -80,7 +80,7 @@ pub fn negotiate(
 /// Says that nothing more is wanted, as far as the server listens.
 pub fn abort(channel: &Channel) {
     if send_option(channel, option::ABORT, &[]).is_ok() {
-        channel.end();
+        channel.end(&[]);
     }
 }
 

@@ -348,11 +348,7 @@ impl Storage for NbdStorage {
     fn set_len(&self, len: u64) -> BlockResult<()> {
         match len <= self.size() {
             true => Ok(()),
-            false => Err(BlockError::Unsupported(format!(
-                "Cannot grow NBD nodes: '{}' has {} bytes, and {len} are wanted",
-                self.name,
-                self.size()
-            ))),
+            false => Err(BlockError::Refused("Cannot grow NBD nodes".to_owned())),
         }
     }
 

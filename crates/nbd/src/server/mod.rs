@@ -103,7 +103,7 @@ impl Server {
                 agreed.channel.socket().set_deadline(None)?;
                 opened();
                 let done = session::run(&agreed);
-                agreed.channel.end();
+                agreed.channel.end(&[]);
                 done
             }
             Ok(None) => {

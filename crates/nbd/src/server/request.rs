@@ -193,11 +193,12 @@ fn change(kind: u16, request: &Checked<'_>, data: &mut Vec<u8>) -> Done {
     Ok(())
 }
 
-/// Reads what will be wanted, so that the host has it at hand.
+/// Reads what will be wanted, so that the host has it at hand: as much of it as could be read by one request.
 fn cache(request: &Checked<'_>, data: &mut Vec<u8>) -> Done {
     let mut done = 0;
-    while done < request.len {
-        let part = (request.len - done).min(PIECE);
+    let wanted = request.len.min(PAYLOAD_MAX);
+    while done < wanted {
+        let part = (wanted - done).min(PIECE);
         data.resize(part as usize, 0);
         request.disk.read(request.offset + u64::from(done), data).map_err(told("reading failed"))?;
         done += part;
