@@ -4,6 +4,7 @@
 //! before the place is prepared until it is committed. So overlapping copy-on-write is serialized, and nobody has data
 //! in flight to a place that is freed. Draining is having the whole disk alone.
 
+mod bounce;
 mod chain;
 mod codec;
 mod gate;

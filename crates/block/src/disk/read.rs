@@ -1,14 +1,13 @@
 //! Reading: through the chain, whatever the mapping.
 
 use super::Node;
+use super::bounce::{BOUNCE, with_bounce};
 use super::codec::decompress;
 use crate::io::slice_bufs;
 use crate::{Codec, Error, Extent, IoBuf, Mapping, Place, Result, Storage, StorageExt, StorageId};
 
 /// The greatest unit that is decompressed, and of its compressed form: qcow2's clusters are at most 2 MiB.
 const UNIT_MAX: u64 = 4 << 20;
-/// Bytes that are decrypted at once.
-const BOUNCE: u64 = 1 << 20;
 
 impl Node {
     pub(super) fn storage(&self, id: StorageId) -> Result<&dyn Storage> {
@@ -91,10 +90,13 @@ impl Node {
         let (mut sector, mut done) = (sector, 0);
         while done < len {
             let span = (len - done + skip).next_multiple_of(size).min(BOUNCE);
-            let mut bytes = storage.read_vec(at, span as usize)?;
-            cipher.decrypt(sector, &mut bytes);
             let take = (span - skip).min(len - done);
-            scatter(&bytes[skip as usize..(skip + take) as usize], &slice_bufs(bufs, done, take));
+            with_bounce(span, |bytes| {
+                storage.read_at(at, bytes)?;
+                cipher.decrypt(sector, bytes);
+                scatter(&bytes[skip as usize..(skip + take) as usize], &slice_bufs(bufs, done, take));
+                Ok::<_, Error>(())
+            })?;
             at += span;
             sector = sector.wrapping_add(span / size);
             done += take;

@@ -1,8 +1,8 @@
 //! Writing: in place where the format has a place, else into a new one that is made reachable afterwards.
 
-use super::Node;
 use super::codec::compress;
 use super::range_lock::RangeGuard;
+use super::{Node, bounce};
 use crate::io::slice_srcs;
 use crate::{Error, FormatWrite, IoSrc, Mapping, Prepare, Prepared, Result, StorageExt, Token};
 
@@ -174,13 +174,15 @@ impl Node {
         let len = total(srcs);
         let mut done = 0;
         while done < len {
-            let part = (len - done).min(BOUNCE);
-            let mut bytes = gather(&slice_srcs(srcs, done, part));
+            let part = (len - done).min(bounce::BOUNCE);
             if !part.is_multiple_of(size) {
                 return Err(Error::Refused(format!("encrypted data is written in sectors of {size} bytes")));
             }
-            cipher.encrypt(sector, &mut bytes);
-            storage.write_at(place.offset + done, &bytes)?;
+            bounce::with_bounce(part, |bytes| {
+                gather_to(&slice_srcs(srcs, done, part), bytes);
+                cipher.encrypt(sector, bytes);
+                storage.write_at(place.offset + done, bytes)
+            })?;
             sector = sector.wrapping_add(part / size);
             done += part;
         }
@@ -388,13 +390,17 @@ fn total(srcs: &[IoSrc<'_>]) -> u64 {
     srcs.iter().map(|src| src.len() as u64).sum()
 }
 
-fn gather(srcs: &[IoSrc<'_>]) -> Vec<u8> {
-    let mut bytes = vec![0; total(srcs) as usize];
+fn gather_to(srcs: &[IoSrc<'_>], bytes: &mut [u8]) {
     let mut at = 0;
     for src in srcs {
         src.copy_to(&mut bytes[at..]);
         at += src.len();
     }
+}
+
+fn gather(srcs: &[IoSrc<'_>]) -> Vec<u8> {
+    let mut bytes = vec![0; total(srcs) as usize];
+    gather_to(srcs, &mut bytes);
     bytes
 }
 

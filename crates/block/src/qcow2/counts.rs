@@ -1,15 +1,19 @@
 //! References to clusters of the file, as a check counts them.
 //!
-//! Memory: four bytes for each cluster of those that are referred to, in chunks of 64, and four bytes for 64 clusters of
-//! the file, which the host gives only where they are used. Files that are so long that nobody has them on a disk (they
+//! Memory: a byte for each cluster of those that are referred to, in chunks of 64, more for one that is referred to often,
+//! and four bytes for 64 clusters of the file, which the host gives only where they are used. Files that are so long that nobody has them on a disk (they
 //! are holes, then) take more time instead.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Clusters of a chunk.
 pub(super) const CHUNK: u64 = 64;
 /// Clusters of a file that has a place for each chunk: 256 TiB of the usual ones.
 const FLAT_MAX: u64 = 1 << 32;
+
+/// A byte that says that there are as many references or more.
+const MANY: u8 = u8::MAX;
 
 /// Where chunks are: 0 for nowhere, or one more than the place.
 #[derive(Debug)]
@@ -49,7 +53,9 @@ impl Places {
 #[derive(Debug)]
 pub(super) struct Counts {
     places: Places,
-    chunks: Vec<[u32; CHUNK as usize]>,
+    chunks: Vec<[u8; CHUNK as usize]>,
+    /// The references to clusters whose byte is [`MANY`].
+    many: BTreeMap<u64, u32>,
     /// The cluster behind the last one that is referred to.
     pub end: u64,
 }
@@ -61,10 +67,10 @@ impl Counts {
             true => Places::Flat(vec![0; clusters.div_ceil(CHUNK) as usize]),
             false => Places::Few(BTreeMap::new()),
         };
-        Self { places, chunks: Vec::new(), end: 0 }
+        Self { places, chunks: Vec::new(), many: BTreeMap::new(), end: 0 }
     }
 
-    fn chunk(&mut self, number: u64) -> &mut [u32; CHUNK as usize] {
+    fn chunk(&mut self, number: u64) -> &mut [u8; CHUNK as usize] {
         let mut place = self.places.get(number) as usize;
         if place == 0 {
             self.chunks.push([0; CHUNK as usize]);
@@ -82,20 +88,46 @@ impl Counts {
         while at < end {
             let within = at % CHUNK;
             let take = (CHUNK - within).min(end - at);
-            for place in &mut self.chunk(at / CHUNK)[within as usize..(within + take) as usize] {
-                *place = place.saturating_add(times);
+            let part = &mut self.chunk(at / CHUNK)[within as usize..(within + take) as usize];
+            match part.iter().all(|place| u32::from(*place).saturating_add(times) < MANY.into()) {
+                true => part.iter_mut().for_each(|place| *place += times as u8),
+                false => self.add_many(at..at + take, times),
             }
             at += take;
         }
         self.end = self.end.max(end);
     }
 
-    /// References to a cluster.
-    pub(super) fn get(&self, cluster: u64) -> u64 {
-        self.get_chunk(cluster / CHUNK).map_or(0, |chunk| u64::from(chunk[(cluster % CHUNK) as usize]))
+    /// The same where not all fit in their bytes.
+    fn add_many(&mut self, clusters: Range<u64>, times: u32) {
+        for cluster in clusters {
+            let place = &mut self.chunk(cluster / CHUNK)[(cluster % CHUNK) as usize];
+            let before = u32::from(*place);
+            match before.saturating_add(times) {
+                sum if sum < MANY.into() => *place = sum as u8,
+                _ => {
+                    *place = MANY;
+                    let sum = self.many.entry(cluster).or_insert(before);
+                    *sum = sum.saturating_add(times);
+                }
+            }
+        }
     }
 
-    fn get_chunk(&self, number: u64) -> Option<&[u32; CHUNK as usize]> {
+    fn value(&self, cluster: u64, place: u8) -> u64 {
+        match place {
+            MANY => self.many.get(&cluster).copied().unwrap_or(MANY.into()).into(),
+            few => few.into(),
+        }
+    }
+
+    /// References to a cluster.
+    pub(super) fn get(&self, cluster: u64) -> u64 {
+        let chunk = self.get_chunk(cluster / CHUNK);
+        chunk.map_or(0, |chunk| self.value(cluster, chunk[(cluster % CHUNK) as usize]))
+    }
+
+    fn get_chunk(&self, number: u64) -> Option<&[u8; CHUNK as usize]> {
         self.chunks.get((self.places.get(number) as usize).checked_sub(1)?)
     }
 
@@ -120,7 +152,9 @@ impl Counts {
             match self.get_chunk(at / CHUNK) {
                 Some(chunk) => {
                     let from = &chunk[within..within + take];
-                    part.iter_mut().zip(from).for_each(|(to, from)| *to = u64::from(*from));
+                    for (cluster, (to, from)) in (at..).zip(part.iter_mut().zip(from)) {
+                        *to = self.value(cluster, *from);
+                    }
                 }
                 None => part.fill(0),
             }

@@ -270,7 +270,10 @@ impl Format for Qcow2 {
         if !self.writable {
             return Ok(());
         }
-        self.change_meta(Meta::flush)
+        self.change_meta(Meta::write_back)?;
+        // Nobody who looks for a mapping waits for this. It makes durable what was written before, and the order of what
+        // others write meanwhile is kept by their own flushes. What the data is in comes first.
+        self.storages.iter().rev().try_for_each(|storage| storage.flush())
     }
 
     fn close(&self) -> Result<()> {
