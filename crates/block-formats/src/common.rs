@@ -120,6 +120,11 @@ pub(crate) fn random_uuid() -> Result<[u8; 16]> {
     Ok(bytes)
 }
 
+/// Bytes of an identity as text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// An error for what a format has no form for.
 pub(crate) fn unsupported<T>(what: &str) -> Result<T> {
     Err(Error::Unsupported(what.to_owned()))

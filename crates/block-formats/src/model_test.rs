@@ -189,6 +189,35 @@ fn an_overlay_of_vmdk_shows_its_parent() {
 }
 
 #[test]
+fn an_overlay_notices_another_parent() {
+    let environment = environment();
+    create(&environment, "vmdk", &[], 4 << 20);
+    let storage = environment.opener.create(&FileSpec::file("top")).unwrap();
+    let backing = Some(umbra_block::BackingRef { name: "image".into(), format: Some("vmdk".into()) });
+    let options = CreateOptions { size: 4 << 20, backing, ..CreateOptions::default() };
+    let driver = environment.registry.get("vmdk").unwrap();
+    driver.create(storage, "top", &options, &environment, &Task::quiet()).unwrap();
+    let spec = NodeSpec::new("top", Some("vmdk")).writable();
+    let top = Disk::open(&environment, &spec).unwrap();
+    top.write(5000, &[2; 10]).unwrap();
+    // A commit is a change of ours: the overlay goes along with it.
+    let base = open(&environment, "vmdk");
+    umbra_block::commit(&top, &base, 1, None, &Task::quiet()).unwrap();
+    base.close().unwrap();
+    top.close().unwrap();
+    let mut bytes = [0; 10];
+    Disk::open(&environment, &spec).unwrap().read(5000, &mut bytes).unwrap();
+    assert_eq!(bytes, [2; 10]);
+    let base = open(&environment, "vmdk");
+    base.read(5000, &mut bytes).unwrap();
+    assert_eq!(bytes, [2; 10]);
+    base.write(0, &[9; 512]).unwrap();
+    base.close().unwrap();
+    let error = Disk::open(&environment, &spec).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::OtherParent { .. }), "{error}");
+}
+
+#[test]
 fn a_stream_takes_what_does_not_get_smaller() {
     let environment = environment();
     create(&environment, "vmdk", &[("subformat", "streamOptimized")], 1 << 20);

@@ -81,6 +81,21 @@ pub enum Error {
         "backing chain of '{0}' is a loop: the same file is already in it; `rebase -u` sets another backing file"
     )]
     BackingLoop(String),
+    /// A backing file was changed since the image was made over it: together they would show what was never written.
+    #[error(
+        "'{parent}' is not what '{image}' was made over, or was changed since (its identity is {found}, not {wanted}); restore the \
+         parent, or open each image alone"
+    )]
+    OtherParent {
+        /// The image.
+        image: String,
+        /// Its backing file.
+        parent: String,
+        /// The backing file's identity.
+        found: String,
+        /// What the image says that it is.
+        wanted: String,
+    },
     /// An image names a file by itself, and policy does not allow that.
     #[error(
         "'{image}' names '{named}' as its {role}, and files that an image names are not opened here; name it explicitly"

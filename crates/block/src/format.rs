@@ -165,6 +165,16 @@ pub trait Format: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The identity by which overlays know what the image held when they were made, where the format has one.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// Identities that the backing image may have; none where the format does not say.
+    fn parent_identities(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How to change it; `None` where it was opened read-only or the format cannot be written.
     fn write(&self) -> Option<&dyn FormatWrite>;
 
@@ -291,6 +301,15 @@ pub trait FormatWrite: Send + Sync {
     /// [`crate::Error::Unsupported`] where the format cannot.
     fn make_empty(&self) -> Result<()> {
         Err(Error::Unsupported("this image format cannot be emptied".to_owned()))
+    }
+
+    /// Takes the backing image as it is now, with this identity, for the one that the image was made over: it was
+    /// changed by us, so that the image shows what it did.
+    ///
+    /// # Errors
+    /// The storage's.
+    fn follow_parent(&self, _identity: &str) -> Result<()> {
+        Ok(())
     }
 
     /// Changes the backing file that the image names; no data changes.

@@ -77,11 +77,12 @@ impl FormatDriver for Vhdx {
         if needed > table.len || table.offset.saturating_add(needed) > len {
             return Err(wrong(name, "its table of blocks is too short for its size".into()));
         }
-        let mut backing = None;
+        let (mut backing, mut parents) = (None, Vec::new());
         if metadata.has_parent {
             let locator =
                 metadata.locator.ok_or_else(|| Error::corrupt("it has a parent and does not say where"))?;
-            backing = Some(parent::find(&*storage, locator)?);
+            let (named, identities) = parent::find(&*storage, locator)?;
+            (backing, parents) = (Some(named), identities);
             if !request.read_only {
                 return Err(Error::Unsupported(
                     "writing to a differencing VHDX image; convert it, or put a qcow2 overlay on it".into(),
@@ -89,6 +90,7 @@ impl FormatDriver for Vhdx {
             }
         }
         let pages = needed.next_multiple_of(layout::PAGE);
+        let data_write = header.data_write;
         let session = match request.read_only {
             true => None,
             false => Some(Session::new(slot, header, [table, region])?),
@@ -99,6 +101,8 @@ impl FormatDriver for Vhdx {
             name: name.to_owned(),
             metadata,
             backing,
+            parents,
+            data_write,
             session,
             bits: Mutex::new(None),
         }))

@@ -44,6 +44,10 @@ struct Image {
     metadata: Metadata,
     table: Table,
     backing: Option<BackingRef>,
+    /// Identities that the image below may have.
+    parents: Vec<String>,
+    /// The identity of what the file held when it was opened.
+    data_write: layout::Guid,
     session: Option<write::Session>,
     /// A page of a bitmap: where, and its bytes.
     bits: Mutex<Option<(u64, Arc<[u8]>)>>,
@@ -150,6 +154,14 @@ impl Format for Image {
 
     fn backing(&self) -> Option<BackingRef> {
         self.backing.clone()
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(parent::of_guid(&self.data_write))
+    }
+
+    fn parent_identities(&self) -> Vec<String> {
+        self.parents.clone()
     }
 
     fn write(&self) -> Option<&dyn FormatWrite> {

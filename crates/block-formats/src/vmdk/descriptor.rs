@@ -88,9 +88,10 @@ impl Descriptor {
         }
     }
 
-    /// The same text with another identity of the image; `None` where it has none.
-    pub(super) fn with_cid(text: &str, cid: u32) -> Option<String> {
-        let at = text.find("\nCID=")? + "\nCID=".len();
+    /// The same text with another identity in the line of `key`, `CID` or `parentCID`; `None` where it has none.
+    pub(super) fn with_cid(text: &str, key: &str, cid: u32) -> Option<String> {
+        let line = format!("\n{key}=");
+        let at = text.find(&line)? + line.len();
         let end = at + text[at..].find(['\r', '\n']).unwrap_or(text.len() - at);
         Some(format!("{}{cid:08x}{}", &text[..at], &text[end..]))
     }

@@ -24,7 +24,7 @@ fn what_is_written_is_read() {
         (0x1234_abcd, Some(7), Some("base.vmdk"))
     );
     assert_eq!((read.create_type.as_str(), &read.extents[..]), ("custom", &extents[..]));
-    let changed = Descriptor::with_cid(&text, 0xfeed).unwrap();
+    let changed = Descriptor::with_cid(&text, "CID", 0xfeed).unwrap();
     assert_eq!(changed.len(), text.len());
     assert_eq!(Descriptor::parse(&changed).unwrap().cid, 0xfeed);
 }

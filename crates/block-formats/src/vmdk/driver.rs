@@ -1,6 +1,6 @@
 //! Opening VMDK images: a file that has its descriptor inside, or a text that names the files of its extents.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
 use umbra_block::{
@@ -107,6 +107,7 @@ fn open_sparse(request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
         begin_writing(&mut sparse)?;
     }
     let len = sparse.len;
+    let cid = descriptor.cid;
     let extent = DiskExtent {
         start: 0,
         len,
@@ -124,6 +125,7 @@ fn open_sparse(request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
         descriptor_place: place,
         writable,
         changed: AtomicBool::new(false),
+        cid: AtomicU32::new(cid),
         flushing: Mutex::new(()),
     }))
 }
@@ -168,6 +170,7 @@ fn open_text(request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
     if extents.is_empty() {
         return Err(Error::corrupt("it has no extents"));
     }
+    let cid = descriptor.cid;
     Ok(Box::new(Image {
         name: request.name.to_owned(),
         storages,
@@ -178,6 +181,7 @@ fn open_text(request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
         descriptor_place: (StorageId(0), 0, text_len),
         writable,
         changed: AtomicBool::new(false),
+        cid: AtomicU32::new(cid),
         flushing: Mutex::new(()),
     }))
 }

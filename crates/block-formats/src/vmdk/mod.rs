@@ -13,7 +13,7 @@ mod grains;
 mod sparse;
 mod write;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use umbra_block::{
@@ -64,6 +64,8 @@ struct Image {
     writable: bool,
     /// Whether the identity was changed.
     changed: AtomicBool,
+    /// The identity that the image has now.
+    cid: AtomicU32,
     flushing: Mutex<()>,
 }
 
@@ -173,6 +175,14 @@ impl Format for Image {
 
     fn backing(&self) -> Option<BackingRef> {
         self.backing.clone()
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(format!("{:08x}", self.cid.load(Ordering::Acquire)))
+    }
+
+    fn parent_identities(&self) -> Vec<String> {
+        self.descriptor.parent_cid.map(|cid| format!("{cid:08x}")).into_iter().collect()
     }
 
     fn write(&self) -> Option<&dyn FormatWrite> {

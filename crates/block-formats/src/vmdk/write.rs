@@ -48,15 +48,22 @@ impl Image {
         if self.changed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        let id = random_uuid()?;
+        let cid = u32::from_le_bytes([id[0], id[1], id[2], id[3]]);
+        self.put_identity("CID", cid)?;
+        self.cid.store(cid, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes an identity into the descriptor.
+    fn put_identity(&self, key: &str, cid: u32) -> Result<()> {
         let (id, offset, len) = self.descriptor_place;
         let storage =
             self.storages.get(id.0).ok_or_else(|| Error::corrupt("the descriptor's file is not open"))?;
         // The length has been checked against the descriptor's limit.
         let bytes = storage.read_vec(offset, len as usize)?;
         let text = String::from_utf8_lossy(&bytes);
-        let id = random_uuid()?;
-        let cid = u32::from_le_bytes([id[0], id[1], id[2], id[3]]);
-        match Descriptor::with_cid(&text, cid) {
+        match Descriptor::with_cid(&text, key, cid) {
             // An identity of another length would move what follows.
             Some(text) if text.len() as u64 == len => storage.write_at(offset, text.as_bytes()),
             _ => Ok(()),
@@ -209,6 +216,12 @@ impl FormatWrite for Image {
             self.flush_all()?;
         }
         Ok(done.min(len))
+    }
+
+    fn follow_parent(&self, identity: &str) -> Result<()> {
+        let cid = u32::from_str_radix(identity, 16);
+        let cid = cid.map_err(|_| Error::option(format!("'{identity}' is no identity of a VMDK image")))?;
+        self.put_identity("parentCID", cid)
     }
 
     fn set_backing(&self, _backing: Option<&BackingRef>) -> Result<()> {

@@ -61,7 +61,7 @@ impl FormatDriver for Vpc {
         footer.check().map_err(wrong)?;
         let size = footer.size().map_err(wrong)?;
         let kind = footer.kind.get();
-        let (mut blocks, mut backing) = (None, None);
+        let (mut blocks, mut backing, mut parent) = (None, None, None);
         let mut reserved = Reserved::default();
         if kind == FIXED {
             if size > len.saturating_sub(SECTOR) {
@@ -74,6 +74,7 @@ impl FormatDriver for Vpc {
             header.check(size, len).map_err(wrong)?;
             if kind == DIFFERENCING {
                 backing = Some(parent::find(&header, &*storage)?);
+                parent = Some(header.parent_uuid);
             }
             blocks = Some(Blocks::new(&header, &storage));
             if !request.read_only {
@@ -95,6 +96,7 @@ impl FormatDriver for Vpc {
             footer,
             blocks,
             backing,
+            parent,
             reserved,
             writable: !request.read_only,
         }))

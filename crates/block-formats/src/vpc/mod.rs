@@ -16,7 +16,9 @@ use umbra_block::{
 };
 use zerocopy::IntoBytes;
 
-use crate::common::{Reserved, Unit, absent_run, hold, in_new_unit, in_place, pending, run, unsupported};
+use crate::common::{
+    Reserved, Unit, absent_run, hex, hold, in_new_unit, in_place, pending, run, unsupported,
+};
 use crate::table::Table;
 pub use driver::Vpc;
 use header::{Dynamic, Footer, SECTOR};
@@ -36,6 +38,8 @@ struct Image {
     /// `None` for a fixed image.
     blocks: Option<Blocks>,
     backing: Option<BackingRef>,
+    /// The identity of the image that this one was made over.
+    parent: Option<[u8; 16]>,
     /// Where no block may be.
     reserved: Reserved,
     writable: bool,
@@ -193,6 +197,14 @@ impl Format for Image {
 
     fn backing(&self) -> Option<BackingRef> {
         self.backing.clone()
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(hex(&self.footer.uuid))
+    }
+
+    fn parent_identities(&self) -> Vec<String> {
+        self.parent.iter().map(|uuid| hex(uuid)).collect()
     }
 
     fn write(&self) -> Option<&dyn FormatWrite> {

@@ -41,11 +41,28 @@ pub(super) fn open(environment: &Environment, spec: &NodeSpec) -> Result<Arc<Nod
         opened.push(node);
         next = backing;
     }
-    let mut behind = None;
+    let mut behind: Option<Arc<Node>> = None;
     while let Some((format, name, spec)) = opened.pop() {
+        if let Some(parent) = behind.as_ref().filter(|_| !spec.metadata_only) {
+            is_parent(&*format, &spec, parent)?;
+        }
         behind = Some(Node::new(format, name, spec, behind.take()));
     }
     behind.ok_or_else(|| Error::corrupt("a chain of no images"))
+}
+
+/// Fails where the node behind is not the one that an image was made over, as far as its format can tell.
+fn is_parent(format: &dyn crate::Format, spec: &NodeSpec, parent: &Node) -> Result<()> {
+    let wanted = format.parent_identities();
+    match parent.format().identity() {
+        Some(found) if !wanted.is_empty() && !wanted.contains(&found) => Err(Error::OtherParent {
+            image: spec.file.name.clone(),
+            parent: parent.name().to_owned(),
+            found,
+            wanted: wanted.join(" or "),
+        }),
+        _ => Ok(()),
+    }
 }
 
 type Opened = (Box<dyn crate::Format>, String, NodeSpec);

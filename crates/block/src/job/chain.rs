@@ -32,7 +32,15 @@ pub fn commit(top: &Disk, base: &Disk, depth: usize, rate: Option<u64>, task: &T
         salvage: None,
     };
     copy.run(task)?;
-    base.flush()
+    base.flush()?;
+    // What is just above the base shows what it did, or is given up.
+    let above = (1..depth).try_fold(Disk::over(top.node()), |disk, _| disk.backing());
+    if let (Some(above), Some(identity)) = (above, base.node().format().identity())
+        && let Some(write) = above.node().format().write()
+    {
+        write.follow_parent(&identity)?;
+    }
+    Ok(())
 }
 
 /// Copies into an overlay what it has by its backing disk and would have differently by `new`, or by none. It keeps its

@@ -21,6 +21,7 @@ mod json;
 mod keyval;
 mod map;
 mod measure;
+mod mount;
 mod open;
 mod options;
 mod overlay;

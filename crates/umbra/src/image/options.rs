@@ -4,8 +4,8 @@
 use super::failure::Outcome;
 use super::getopt::{Opt, Parsed};
 use super::{
-    Tool, amend, bench, bitmap, check, commit, compare, convert, create, dd, info, map, measure, rebase,
-    resize, serve, snapshot, tree,
+    Tool, amend, bench, bitmap, check, commit, compare, convert, create, dd, info, map, measure, mount,
+    rebase, resize, serve, snapshot, tree,
 };
 
 /// A command.
@@ -319,6 +319,19 @@ const SERVE: &[Opt] = &[
     NO_IMPLICIT,
 ];
 
+const MOUNT: &[Opt] = &[
+    HELP,
+    QUIET,
+    OBJECT,
+    FORMAT,
+    IMAGE_OPTS,
+    CACHE,
+    Opt::flag('r', "read-only", "nothing can be written"),
+    Opt::flag(' ', "allow-other", "other users may use the file too"),
+    SHARE,
+    NO_IMPLICIT,
+];
+
 const TREE: &[Opt] = &[HELP, FORMAT, OUTPUT, IMAGE_OPTS, OBJECT, SHARE];
 
 /// Every command.
@@ -418,6 +431,15 @@ pub const COMMANDS: &[Command] = &[
         options: MEASURE,
         notes: "",
         run: measure::run,
+    },
+    Command {
+        name: "mount",
+        about: "show a disk as a file, by FUSE, until it is interrupted",
+        usage: "[-f FMT | --image-opts] [-r] [-t CACHE] [--allow-other] FILE MOUNTPOINT",
+        options: MOUNT,
+        notes: "The mount point is a file, which is made where it is missing. Ctrl-C unmounts, flushes and closes the image.\n\
+                `losetup --find --show --partscan MOUNTPOINT` makes a block device of it.",
+        run: mount::run,
     },
     Command {
         name: "rebase",
