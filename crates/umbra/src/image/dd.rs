@@ -5,7 +5,7 @@ use umbra_block::{Copy, CopySource, Disk, NodeSpec};
 use super::copy::{is_stream, is_zero_when_new};
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
-use super::open::{Cache, Want};
+use super::open::{Cache, Want, file_spec};
 use super::target::Target;
 use super::{Tool, size};
 
@@ -40,7 +40,8 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         let partial = target
             .make(tool, Cache::default(), task)
             .doing(|| format!("{output}: error while creating output image of type {format}"))?;
-        let spec = NodeSpec::new(output.clone(), Some(format)).writable();
+        let spec =
+            NodeSpec { file: file_spec(output), ..NodeSpec::new(output.clone(), Some(format)).writable() };
         let made: Disk = tool.open_spec(&spec, Cache::default())?;
         let copy = Copy {
             sources: vec![CopySource { disk: &disk, start, len }],

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use umbra_block::{
-    BackingSpec, Disk, Error, ImageInfo, InfoValue, Node, NodeSpec, Options, Referenced, SnapshotInfo,
+    BackingSpec, Disk, Error, ImageInfo, InfoValue, Node, NodeSpec, Referenced, SnapshotInfo,
     StorageInfo, resolve,
 };
 
@@ -59,14 +59,18 @@ fn open_nodes(tool: &Tool, want: &Want<'_>, chain: bool) -> Outcome<Vec<Disk>> {
                     let role = Referenced::Backing.role();
                     return Err(Error::ReferenceRefused { image: shown, named: backing.name, role }.into());
                 }
-                let below = resolve(&spec.file.name, &backing.name);
+                let node = tool.environment.opener.node_of_name(&backing.name)?.unwrap_or_else(|| NodeSpec {
+                    file: file_spec(&resolve(&spec.file.name, &backing.name)),
+                    ..NodeSpec::new(String::new(), None)
+                });
+                let format = node.format.or(backing.format);
                 NodeSpec {
-                    file: file_spec(&below),
+                    file: node.file,
                     // As where a chain is opened for good: what was found out by content names no files.
-                    follow_references: backing.format.is_some(),
-                    format: backing.format,
-                    backing: BackingSpec::FromImage,
-                    options: Options::new(),
+                    follow_references: format.is_some(),
+                    format,
+                    backing: node.backing,
+                    options: node.options,
                     ..spec
                 }
             }

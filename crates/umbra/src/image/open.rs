@@ -220,7 +220,10 @@ pub fn file_spec(name: &str) -> FileSpec {
         (false, _) => FileSpec::file(name),
         (true, "file") => FileSpec::file(rest),
         (true, protocol) => {
-            FileSpec { protocol: protocol.to_owned(), name: name.to_owned(), options: Options::new() }
+            let address = umbra_nbd::Address::from_name(name).ok().filter(|address| address.tls.is_none());
+            // One name for one export, as far as it says all that there is to say.
+            let name = address.map_or_else(|| name.to_owned(), |address| address.to_string());
+            FileSpec { protocol: protocol.to_owned(), name, options: Options::new() }
         }
     }
 }

@@ -11,7 +11,9 @@ fn names_may_begin_with_a_protocol() {
         ("./a:b", "file", "./a:b"),
         ("a b:c", "file", "a b:c"),
         (":a", "file", ":a"),
-        ("nbd://host/x", "nbd", "nbd://host/x"),
+        ("nbd://host/x", "nbd", "nbd://host:10809/x"),
+        ("nbd+unix:///?socket=s", "nbd+unix", "nbd+unix://?socket=s"),
+        ("nbds://host/x?tls-hostname=y", "nbds", "nbds://host/x?tls-hostname=y"),
         ("bogus:a", "bogus", "bogus:a"),
     ] {
         let spec = file_spec(name);
