@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use umbra_block::{
-    BackingSpec, Disk, Error, ImageInfo, InfoValue, Node, NodeSpec, Referenced, SnapshotInfo,
-    StorageInfo, resolve,
+    BackingSpec, Disk, Error, ImageInfo, InfoValue, Node, NodeSpec, Referenced, SnapshotInfo, StorageInfo,
+    resolve,
 };
 
 use super::failure::{Doing, Failure, Outcome};
