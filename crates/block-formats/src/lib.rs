@@ -29,3 +29,5 @@ pub fn register(registry: &mut Registry) {
 mod hostile_test;
 #[cfg(test)]
 mod model_test;
+#[cfg(test)]
+mod power_test;

@@ -10,7 +10,13 @@ use umbra_block::{
 
 /// Files in memory, by name.
 #[derive(Debug, Default)]
-struct Files(Mutex<HashMap<String, Arc<dyn Storage>>>);
+pub(crate) struct Files(Mutex<HashMap<String, Arc<dyn Storage>>>);
+
+impl Files {
+    pub(crate) fn put(&self, name: &str, storage: Arc<dyn Storage>) {
+        self.0.lock().unwrap().insert(name.to_owned(), storage);
+    }
+}
 
 impl Opener for Files {
     fn open(&self, file: &FileSpec, _spec: &FileStorageSpec) -> Result<Arc<dyn Storage>> {
@@ -47,10 +53,10 @@ pub(crate) fn open(environment: &Environment, format: &str) -> Disk {
     Disk::open(environment, &NodeSpec::new("image", Some(format)).writable()).unwrap()
 }
 
-struct Random(u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -27,6 +27,8 @@ mod chain_test;
 #[cfg(test)]
 mod features_test;
 #[cfg(test)]
+mod hostile_test;
+#[cfg(test)]
 mod interchange_test;
 #[cfg(test)]
 mod luks_test;
