@@ -26,6 +26,8 @@ pub fn register(registry: &mut Registry) {
 }
 
 #[cfg(test)]
+mod harm_test;
+#[cfg(test)]
 mod hostile_test;
 #[cfg(test)]
 mod model_test;
