@@ -185,12 +185,14 @@ fn vector(iv: Iv, essiv: Option<&dyn VectorCipher>, sector: u64) -> Block {
     block
 }
 
-/// Sectors whose tweaks are made together.
+/// Sectors that go through the cipher together: processors do up to 64 blocks at once, and a sector has 32.
 const BATCH: usize = 8;
+const SECTOR_BLOCKS: usize = SECTOR_LEN / BLOCK;
 
 impl<C: BlockCipher> Xts<C> {
     fn run(&self, first: u64, data: &mut [u8], encrypt: bool) {
         let mut sector = first;
+        let mut tweaks = [0u128; SECTOR_BLOCKS * BATCH];
         for sectors in data.chunks_mut(SECTOR_LEN * BATCH) {
             let count = sectors.len().div_ceil(SECTOR_LEN);
             let mut starts = [Block::default(); BATCH];
@@ -199,35 +201,28 @@ impl<C: BlockCipher> Xts<C> {
                 sector = sector.wrapping_add(1);
             }
             self.tweak.encrypt_blocks(&mut starts[..count]);
-            for (bytes, start) in sectors.chunks_exact_mut(SECTOR_LEN).zip(starts) {
-                self.sector(bytes, u128::from_le_bytes(start.0), encrypt);
+            for (places, start) in tweaks.chunks_exact_mut(SECTOR_BLOCKS).zip(&starts[..count]) {
+                let mut tweak = u128::from_le_bytes(start.0);
+                for place in places {
+                    *place = tweak;
+                    // Multiplication by x in GF(2^128).
+                    tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
+                }
             }
+            mask(sectors, &tweaks);
+            let (blocks, _) = Block::slice_as_chunks_mut(sectors);
+            match encrypt {
+                true => self.data.encrypt_blocks(blocks),
+                false => self.data.decrypt_blocks(blocks),
+            }
+            mask(sectors, &tweaks);
         }
-    }
-
-    fn sector(&self, bytes: &mut [u8], start: u128, encrypt: bool) {
-        let mut tweaks = [0u128; SECTOR_LEN / BLOCK];
-        let mut tweak = start;
-        for place in &mut tweaks {
-            *place = tweak;
-            // Multiplication by x in GF(2^128).
-            tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
-        }
-        mask(bytes, &tweaks);
-        let (blocks, _) = Block::slice_as_chunks_mut(bytes);
-        if encrypt {
-            self.data.encrypt_blocks(blocks);
-        } else {
-            self.data.decrypt_blocks(blocks);
-        }
-        mask(bytes, &tweaks);
     }
 }
 
-fn mask(bytes: &mut [u8], tweaks: &[u128; SECTOR_LEN / BLOCK]) {
-    for (block, tweak) in bytes.chunks_exact_mut(BLOCK).zip(tweaks) {
-        let value = u128::from_le_bytes(block.try_into().unwrap_or_default()) ^ tweak;
-        block.copy_from_slice(&value.to_le_bytes());
+fn mask(bytes: &mut [u8], tweaks: &[u128]) {
+    for (block, tweak) in bytes.as_chunks_mut::<BLOCK>().0.iter_mut().zip(tweaks) {
+        *block = (u128::from_le_bytes(*block) ^ tweak).to_le_bytes();
     }
 }
 
