@@ -9,21 +9,28 @@ use crate::mmu::Fetch;
 use crate::operand::is_canonical;
 
 /// What kind of block is looked up; bits of its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u64)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Want {
     /// As many instructions as there are.
+    #[default]
     All = 0,
     /// One instruction alone.
     Alone = 1 << 5,
-    /// One whose translation has no windows; see `translate::window`.
-    Plain = 1 << 6,
+    /// One whose translation has small windows, or none; see `translate::window`.
+    Small = 1 << 6,
+    Plain = 1 << 7,
 }
 
 impl Block {
-    /// Its translation has no windows.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.key & Want::Plain as u64 != 0
+    /// What its translation has for windows.
+    pub(crate) fn windows(&self) -> Want {
+        let has = |want: Want| self.key & want as u64 != 0;
+        match () {
+            () if has(Want::Small) => Want::Small,
+            () if has(Want::Plain) => Want::Plain,
+            () => Want::All,
+        }
     }
 }
 

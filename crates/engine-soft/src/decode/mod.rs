@@ -18,7 +18,7 @@ use crate::cpu::Cpu;
 use crate::fault::{Exec, Flow};
 
 pub use cache::Cache;
-pub(crate) use cache::{Block, BlockId, INSTRUCTIONS_MAX, Link};
+pub(crate) use cache::{Block, BlockId, Link};
 pub(crate) use find::Want;
 
 /// A handler that works from the whole decoded instruction. RIP is the instruction's own while it runs.

@@ -116,7 +116,8 @@ fn run_blocks(cpu: &mut Cpu, port: &Port) -> Result<(), Stop> {
                 left => {
                     let epoch = cpu.cache.epoch;
                     let found = match left {
-                        Left::Plain(_) => cpu.look_up_block(Want::Plain),
+                        Left::Link(site) => cpu.find_linked(site),
+                        Left::Window(_, want) => cpu.look_up_block(want),
                         _ => cpu.find_block(),
                     };
                     if let Ok(next) = found
@@ -162,8 +163,9 @@ fn translation(cpu: &mut Cpu, block: *mut Block) -> Result<Option<*const u8>, Fu
     let b = unsafe { &mut *block };
     if b.code_at.is_null() {
         b.heat = b.heat.saturating_add(1);
-        // One without windows is run where another could not be.
-        let after = if b.is_plain() { cpu.translator.after.saturating_mul(8) } else { cpu.translator.after };
+        // The others are run where the first could not be.
+        let times = if b.windows() == Want::All { 1 } else { 8 };
+        let after = cpu.translator.after.saturating_mul(times);
         if b.heat <= after || !cpu.translate(block)? {
             return Ok(None);
         }

@@ -67,15 +67,19 @@ fn has_pending(cpu: &Cpu) -> bool {
     cpu.vector.fx[2] & !cpu.vector.fx[0] & 0x3f != 0
 }
 
-/// What an x87 or MMX instruction raises that cannot access its operand while an exception is pending: that, unless it is one of those
-/// that do not wait, two of which change what they store.
+/// What an x87 or MMX instruction raises that cannot access its operand while an exception is pending: that, unless it is one that does
+/// not wait. Which those are the host's processor knows: one that raises nothing has not been run. (Of CVTPI2PS and CVTPI2PD with an operand in
+/// memory the manual has the first wait, and there are processors on which neither does.)
 #[cold]
 fn pending_or(cpu: &mut Cpu, i: &Instruction, plan: &Plan, fault: Fault) -> Fault {
-    if matches!(i.mnemonic(), M::Fnsave | M::Fnstenv | M::Fnstcw | M::Fnstsw) {
-        return fault;
+    let before = cpu.vector.clone();
+    match execute(cpu, i, plan, Buffer::empty().address(64)) {
+        Err(pending) if !is_of_memory(pending) => pending,
+        _ => {
+            cpu.vector = before;
+            fault
+        }
     }
-    let pending = execute(cpu, i, plan, Buffer::empty().address(64));
-    pending.err().filter(|e| !is_of_memory(*e)).unwrap_or(fault)
 }
 
 fn is_of_memory(fault: Fault) -> bool {
@@ -208,17 +212,14 @@ fn line(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
 }
 
 /// The offset of the operand in its segment; that of MASKMOVQ and MASKMOVDQU is rDI.
-fn offset(cpu: &Cpu, i: &Instruction) -> (u64, u32) {
+fn offset(cpu: &Cpu, i: &Instruction) -> u64 {
     let implicit = i.op_kinds().find_map(|k| match k {
-        OpKind::MemorySegDI => Some((Register::DI, 16)),
-        OpKind::MemorySegEDI => Some((Register::EDI, 32)),
-        OpKind::MemorySegRDI => Some((Register::RDI, 64)),
+        OpKind::MemorySegDI => Some(Register::DI),
+        OpKind::MemorySegEDI => Some(Register::EDI),
+        OpKind::MemorySegRDI => Some(Register::RDI),
         _ => None,
     });
-    match implicit {
-        Some((register, bits)) => (cpu.reg(register), bits),
-        None => (cpu.effective_address(i), cpu.address_bits(i)),
-    }
+    implicit.map_or_else(|| cpu.effective_address(i), |register| cpu.reg(register))
 }
 
 /// Which elements are accessed, a bit each.
@@ -251,7 +252,7 @@ fn selected(cpu: &Cpu, masked: Masked) -> u64 {
 }
 
 fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec {
-    let (offset, width) = offset(cpu, i);
+    let offset = offset(cpu, i);
     let set = selected(cpu, masked);
     if set != 0 {
         check_alignment(cpu, i, plan, offset)?;
@@ -264,12 +265,9 @@ fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec
         true => (0, size * u64::from(masked.count)),
         false => (u64::from(set.trailing_zeros()) * size, u64::from(64 - set.leading_zeros()) * size),
     };
-    let linear = cpu.linear(
-        cpu.memory_segment_number(i),
-        offset.wrapping_add(first) & mask(width),
-        end - first,
-        plan.write,
-    )?;
+    // The effective address is cut to the address size, not those of the bytes that follow.
+    let start = offset.wrapping_add(first);
+    let linear = cpu.linear(cpu.memory_segment_number(i), start, end - first, plan.write)?;
     if cpu.checks_alignment() && linear.wrapping_sub(first) & natural_alignment(i, plan) != 0 {
         return Err(Fault::AC);
     }

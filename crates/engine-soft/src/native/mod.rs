@@ -264,3 +264,6 @@ fn clear_upper_halves() {
 #[cfg(test)]
 #[path = "native_test.rs"]
 mod native_test;
+#[cfg(test)]
+#[path = "operand_test.rs"]
+mod operand_test;

@@ -14,15 +14,17 @@ use super::form::{Copied, Form};
 use super::memory::{Address, fast};
 use super::site::{Kind, LOOKED_UP, Site};
 use super::system::System;
-use super::window::Windows;
+use super::window::{Open, Windows};
 use super::{Full, Jump, validate, vector};
 use crate::cpu::Cpu;
-use crate::decode::{Block, INSTRUCTIONS_MAX};
+use crate::decode::Block;
 use crate::exec::Fast;
 use crate::mmu::copy_out;
 use crate::vm::Activity;
 
 const PAGE: usize = 4096;
+/// Instructions of a translation.
+pub(super) const ITEMS_MAX: usize = 256;
 /// Conditional branches that a translation goes on after.
 const BRANCHES_MAX: usize = 3;
 
@@ -33,7 +35,7 @@ pub(super) enum Stub {
     /// leaves.
     Slow { hole: Hole, site: u32, resume: Option<usize>, load: bool },
     /// A window's lookup, from `first` to so many bytes beyond, found nothing; see `window`.
-    Window { hole: Hole, site: u32, first: Address, beyond: i32, plain: u32 },
+    Window { hole: Hole, site: u32, first: Address, beyond: i32, out: u32 },
     /// Leaves by a site, to the address in its page that it says.
     Exit { hole: Hole, site: u32 },
     /// Goes on at an address off this page; flags may be needed there and only be in the host's.
@@ -90,7 +92,7 @@ pub(super) struct Builder<'a> {
     sites: Vec<Site>,
     /// The number of the first of `sites`.
     first_site: u32,
-    flags: Place,
+    pub flags: Place,
     /// Vector units that have been asked for.
     vector: u8,
     pub windows: Windows,
@@ -103,7 +105,7 @@ struct Mark {
     sites: usize,
     flags: Place,
     vector: u8,
-    windows: u128,
+    windows: Open,
 }
 
 impl Cpu {
@@ -176,7 +178,7 @@ impl Cpu {
         let mut branches = BRANCHES_MAX;
         let mut at = usize::from(start);
         let mut decoder = Decoder::with_ip(self.mode.code.into(), &page[at..], 0, DecoderOptions::NONE);
-        while items.len() < INSTRUCTIONS_MAX && decoder.can_decode() {
+        while items.len() < ITEMS_MAX && decoder.can_decode() {
             decoder.set_ip(0);
             let instruction = decoder.decode();
             if instruction.is_invalid() {
@@ -238,7 +240,7 @@ impl Cpu {
             first_site: self.translator.sites.len() as u32,
             flags: Place { host: false, memory: true },
             vector: 0,
-            windows: if wide && !block.is_plain() { Windows::of(items) } else { Windows::default() },
+            windows: Windows::default(),
         };
         builder.build(block, items, needs);
         let Builder { asm, mut sites, entry, light, .. } = builder;
@@ -323,13 +325,17 @@ impl Builder<'_> {
         for (n, item) in items.iter().enumerate().rev() {
             live[n] = item.uses.before(live[n + 1] | needs[n]);
         }
+        if self.wide {
+            self.windows = Windows::of(items, &live, block.windows());
+        }
         self.enter(block, live[0] != 0);
         let mut closed = false;
         for (n, item) in items.iter().enumerate() {
             if n == 0 || matches!(items[n - 1].form, Form::Branch(_)) {
                 self.count(&items[n..]);
             }
-            self.item = n;
+            self.turn_to(n, item);
+            self.open_ahead();
             closed = self.item(item, live[n], live[n + 1] | needs[n]) && item.form.closes();
         }
         if let Some(last) = items.last().filter(|_| !closed) {
@@ -377,8 +383,6 @@ impl Builder<'_> {
 
     /// Emits one instruction; whether by its form, and not by a call of the interpreter.
     fn item(&mut self, item: &Item, before: u32, after: u32) -> bool {
-        (self.offset, self.len) = (item.offset, item.instruction.len() as u16);
-        self.mnemonic = item.instruction.mnemonic();
         let mark = Mark {
             bytes: self.asm.len(),
             stubs: self.stubs.len(),
@@ -405,6 +409,13 @@ impl Builder<'_> {
             }
         }
         translated
+    }
+
+    /// `item` is the instruction at hand.
+    pub(super) fn turn_to(&mut self, number: usize, item: &Item) {
+        self.item = number;
+        (self.offset, self.len) = (item.offset, item.instruction.len() as u16);
+        self.mnemonic = item.instruction.mnemonic();
     }
 
     fn undo(&mut self, mark: Mark) {
@@ -480,7 +491,8 @@ impl Builder<'_> {
                 Some(self.lookup_or(address, len, copied.write, slow))
             }
         };
-        if before != 0 && !self.flags.host {
+        let touches = (i.rflags_read() | i.rflags_modified()) & flags::ALL != 0;
+        if before != 0 && touches && !self.flags.host {
             self.asm.load_flags(state(fast(offset_of!(Fast, status))), B);
             self.flags.host = true;
         }
@@ -555,7 +567,7 @@ impl Builder<'_> {
 
     /// Lets the interpreter do the instruction at hand.
     fn interpret(&mut self) {
-        self.windows.open = 0;
+        self.windows.open = Open::default();
         self.asm.addend = None;
         let site = self.slow_site(Kind::Call, self.asm.len());
         self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
@@ -577,9 +589,9 @@ impl Builder<'_> {
                         self.asm.fill(back, resume);
                     }
                 }
-                Stub::Window { hole, site, first, beyond, plain } => {
+                Stub::Window { hole, site, first, beyond, out } => {
                     self.asm.here(hole);
-                    self.closed_window(first, beyond, site, plain);
+                    self.closed_window(first, beyond, site, out);
                 }
                 Stub::Exit { hole, site } => {
                     self.asm.here(hole);

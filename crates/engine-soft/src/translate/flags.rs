@@ -45,8 +45,11 @@ impl Use {
     }
 }
 
-/// Shifts and rotates by a count that may be zero, which leaves all flags alone.
+/// Shifts, rotates and repeated string instructions by a count that may be zero, which leaves all flags alone.
 fn keeps_all_by_count(i: &Instruction) -> bool {
+    if i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix()) {
+        return true;
+    }
     let shifts = matches!(
         i.mnemonic(),
         M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd

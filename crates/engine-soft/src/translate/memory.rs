@@ -27,7 +27,7 @@ pub(super) enum Address {
     Page { disp: i32 },
     /// What one LEA computes, 32 bits wide if narrow.
     Direct { mem: Mem, narrow: bool },
-    /// Anything else: computed once, and kept in the state block.
+    /// Anything else. What takes two scratch registers or a segment is computed once, and kept in the state block.
     Kept { base: Base, index: Option<(u8, u8)>, disp: i32, narrow: bool, segment: Option<usize> },
 }
 
@@ -55,6 +55,17 @@ pub(super) const fn fast(offset: usize) -> usize {
 }
 
 impl Address {
+    /// Whether it is kept in the state block.
+    fn is_kept(self) -> bool {
+        let Self::Kept { base, index, segment, .. } = self else { return false };
+        let takes_one = match base {
+            Base::None => false,
+            Base::Register(n) => is_resident(n),
+            Base::Page => true,
+        };
+        segment.is_some() || takes_one && index.is_some_and(|(n, _)| is_resident(n))
+    }
+
     /// `more` bytes further.
     pub(super) fn plus(mut self, more: i32) -> Self {
         match &mut self {
@@ -144,7 +155,9 @@ impl Builder<'_> {
                         Some(A)
                     }
                 };
-                let index = index.map(|(n, shift)| (self.in_register(n, B), shift));
+                // The second scratch register may be taken.
+                let spare = if base == Some(A) { B } else { A };
+                let index = index.map(|(n, shift)| (self.in_register(n, spare), shift));
                 self.lea(to, Mem { gs: false, base, index, disp }, narrow);
                 if let Some(n) = segment {
                     let base = offset_of!(Cpu, seg) + n * size_of::<Segment>() + offset_of!(Segment, base);
@@ -167,7 +180,7 @@ impl Builder<'_> {
         }
         let retry = self.asm.len();
         let kept = state(fast(offset_of!(Fast, address)));
-        let keep = matches!(address, Address::Kept { .. }).then_some(kept);
+        let keep = address.is_kept().then_some(kept);
         let hole = self.compare(address, i32::from(len) - 1, write, keep);
         self.slow_at(hole, slow, retry);
         self.found(address, kept)
@@ -228,7 +241,10 @@ impl Builder<'_> {
                 HostOperand { base: A, index: None, disp: 0 }
             }
             Address::Kept { .. } => {
-                self.asm.rm(op::MOV, A, kept);
+                match address.is_kept() {
+                    true => self.asm.rm(op::MOV, A, kept),
+                    false => self.effective(A, address),
+                }
                 self.asm.rm(op::ADD, A, addend);
                 HostOperand { base: A, index: None, disp: 0 }
             }

@@ -5,8 +5,9 @@ use super::cross::{self, Linked};
 use super::enter::{self, exception, prepare_thread};
 use super::site::{Kind, Site};
 use crate::cpu::Cpu;
-use crate::decode::Block;
+use crate::decode::{Block, Want};
 use crate::exec::{Exit, status_of};
+use crate::fault::Exec;
 use crate::mmu::{Class, ENTRIES};
 use crate::vm::Activity;
 
@@ -19,8 +20,8 @@ pub(crate) enum Left {
     Link(u32),
     /// The same, to another page.
     Cross(u32),
-    /// Before an instruction that the site can be linked to, in a block without windows.
-    Plain(u32),
+    /// Before an instruction that the site can be linked to, in a block with other windows.
+    Window(u32, Want),
     /// Before a block whose code has changed; its entry can be linked to what is there now.
     Stale(u32),
     /// Something wants attention.
@@ -59,7 +60,7 @@ impl Cpu {
         let site = self.translator.sites[number as usize];
         self.rip = match site.kind {
             Kind::Jump | Kind::Cross => self.fast.target,
-            Kind::Link | Kind::Plain | Kind::Stale | Kind::Attention => {
+            Kind::Link | Kind::Narrower(_) | Kind::Stale | Kind::Attention => {
                 self.fast.page | u64::from(site.offset)
             }
             _ => self.rip,
@@ -68,7 +69,7 @@ impl Cpu {
             Kind::Jump => Left::Jump,
             Kind::Link => Left::Link(number),
             Kind::Cross => Left::Cross(number),
-            Kind::Plain => Left::Plain(number),
+            Kind::Narrower(want) => Left::Window(number, want),
             Kind::Stale => Left::Stale(number),
             Kind::Attention => Left::Attention,
             Kind::Fault => Left::Exit(self.host_fault()),
@@ -93,6 +94,22 @@ impl Cpu {
         Exit::Fault
     }
 
+    /// The block at RIP, which the site of a link in the same page leads to.
+    pub(crate) fn find_linked(&mut self, number: u32) -> Exec<*mut Block> {
+        let known = self.translator.sites.get(number as usize).and_then(|site| self.cache.block(site.block));
+        // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
+        if let Some(block) = known.filter(|block| unsafe { (**block).is_current() }) {
+            return Ok(block);
+        }
+        let epoch = self.cache.epoch;
+        let block = self.find_block()?;
+        // SAFETY: it has just been found.
+        if self.cache.epoch == epoch && unsafe { (*block).lasting } {
+            self.translator.sites[number as usize].block = self.cache.id(block);
+        }
+        Ok(block)
+    }
+
     /// Lets what `left` came from lead to `block`, if that is translated.
     pub(crate) fn link(&mut self, left: Left, block: *mut Block) {
         // SAFETY: the run loop has just found the block.
@@ -104,8 +121,9 @@ impl Cpu {
         let site = |number: u32| self.translator.sites.get(number as usize).copied();
         match left {
             Left::Jump => _ = self.announce(block.code_at),
-            Left::Link(number) | Left::Plain(number) => {
-                if let Some(site) = site(number).filter(|s| matches!(s.kind, Kind::Link | Kind::Plain)) {
+            Left::Link(number) | Left::Window(number, _) => {
+                if let Some(site) = site(number).filter(|s| matches!(s.kind, Kind::Link | Kind::Narrower(_)))
+                {
                     self.translator.area.patch(site.at as usize, entry_for(site, block));
                 }
             }

@@ -1,6 +1,6 @@
 //! What is known of a place in a translation.
 
-use crate::decode::BlockId;
+use crate::decode::{BlockId, Want};
 
 /// The site of exits that looked an address up and did not find it.
 pub(super) const LOOKED_UP: u32 = 0;
@@ -18,7 +18,7 @@ pub(super) enum Kind {
         /// It writes.
         write: bool,
     },
-    /// A window's lookup that the TLB did not answer: it is filled and asked again, or the block goes on without windows; see `window`.
+    /// A window's lookup that the TLB did not answer: it is filled and asked again, or another block goes on; see `window`.
     Window {
         /// Something in it is written.
         write: bool,
@@ -35,8 +35,8 @@ pub(super) enum Kind {
     Link,
     /// An exit to an address off this page, which can be linked; see `cross`.
     Cross,
-    /// An exit to the same instruction in a block without windows, which can be linked.
-    Plain,
+    /// An exit to the same instruction in a block with other windows, which can be linked.
+    Narrower(Want),
     /// An exit because something wants attention.
     Attention,
     /// An exit because the code has changed.
@@ -68,8 +68,8 @@ pub(super) struct Site {
     pub at: u32,
     /// Where to go on after the interpreter did the instruction, 0 to leave; of a window, where to go on without.
     pub resume: u32,
-    /// The instruction as a block of its own, once it has been needed.
-    pub alone: BlockId,
+    /// The instruction as a block of its own, or the block that a link leads to, once it has been needed.
+    pub block: BlockId,
 }
 
 const _: () = assert!(size_of::<Site>() == 24);
@@ -85,7 +85,7 @@ impl Site {
             version: 0,
             at: 0,
             resume: 0,
-            alone: BlockId::NONE,
+            block: BlockId::NONE,
         }
     }
 }

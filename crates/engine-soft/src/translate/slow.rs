@@ -104,7 +104,7 @@ impl Cpu {
             return self.leave_with(Exit::State, None);
         }
         // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
-        let known = self.cache.block(site.alone).filter(|block| unsafe { (**block).is_current() });
+        let known = self.cache.block(site.block).filter(|block| unsafe { (**block).is_current() });
         let block = match known {
             Some(block) => block,
             None => match self.look_up_block(Want::Alone) {
@@ -115,7 +115,7 @@ impl Cpu {
         // SAFETY: as above, or it was looked up just now.
         let is_same = unsafe { (*block).lasting && (*block).version == site.version };
         if self.cache.epoch == epoch && is_same {
-            self.translator.sites[number].alone = self.cache.id(block);
+            self.translator.sites[number].block = self.cache.id(block);
         }
         let first = Block::ops(block);
         match (first.run)(self, first) {

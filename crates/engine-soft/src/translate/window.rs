@@ -5,8 +5,11 @@
 //! that must lie in one page, and keeps in the state block what is to be added to its addresses; the others have nothing to look up, and
 //! leave flags alone.
 //!
-//! Where the bytes are not one page's, or may not be accessed as all need it, the translation is left for another one of the same instruction, in
-//! a block that has no windows ([`crate::decode::Want::Plain`]).
+//! The lookup comes where flags are not needed, if there is such a place before the first access and the address is known there; for that a window
+//! may have one access alone.
+//!
+//! Where the bytes are not one page's, or may not be accessed as all need it, the translation is left for another one of the same instruction: in
+//! a block that has small windows, and from there in one that has none ([`Want`]).
 //!
 //! A window is good until the interpreter runs, which may change what an address means: where it did an instruction and a window is still needed, the
 //! translation is left. Nobody else changes that while a translation runs, because other processors wait for it to end.
@@ -17,18 +20,17 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::asm::{A, B, at, cond, group, op, state};
 use super::block::{Builder, Item, Stub};
-use super::copy::STACK;
+use super::copy::{STACK, host_of, is_resident};
 use super::form::Form;
 use super::memory::{Address, Base, HostOperand, fast};
 use super::site::{Kind, Site};
+use crate::decode::Want;
 use crate::exec::Fast;
 use crate::mmu::Entry;
 
 /// Windows that are open at a time.
 pub(crate) const SLOTS: usize = 8;
-/// Bytes that a window may have...
-const REACH: i32 = 1024;
-/// ... and for each of its accesses: the wider, the more often it is not one page's.
+/// Bytes that a window may have for each of its accesses: the wider, the more often it is not one page's.
 const EACH: i32 = 128;
 /// Displacements that are followed.
 const FAR: u32 = 1 << 28;
@@ -66,9 +68,16 @@ struct Window {
     /// The first and the last instruction that need it.
     first: usize,
     last: usize,
+    /// The first instruction from which on nothing runs that the interpreter does.
+    since: usize,
+    /// Where in the block it is looked up, if before its first use, and what is looked up there.
+    ahead: Option<(usize, Address)>,
     /// Where in the state block it is, once that is decided.
     slot: Option<usize>,
 }
+
+/// The windows that are open, by slot.
+pub(super) type Open = [Option<u16>; SLOTS];
 
 /// An access in a window.
 #[derive(Debug, Clone, Copy)]
@@ -93,42 +102,47 @@ struct Access {
 pub(super) struct Windows {
     all: Vec<Window>,
     uses: Vec<Use>,
-    /// Those that are open, by number.
-    pub open: u128,
+    pub open: Open,
+    /// Bytes that each may have.
+    reach: i32,
+    /// What block goes on where one cannot be looked up.
+    narrower: Want,
 }
 
 impl Windows {
-    /// Finds them in 64-bit code.
-    pub(super) fn of(items: &[Item]) -> Self {
-        let mut numbers = Numbers::new();
-        let mut windows = Self::default();
-        let mut since = 0;
-        for (n, item) in items.iter().enumerate() {
-            if matches!(item.form, Form::Interpret | Form::System(_)) {
-                since = windows.all.len();
-                numbers = Numbers::new();
-                continue;
+    /// Finds them in 64-bit code. `live` are the flags that are needed before each instruction.
+    pub(super) fn of(items: &[Item], live: &[u32], want: Want) -> Self {
+        let (reach, narrower) = match want {
+            Want::Small => (128, Want::Plain),
+            Want::Plain | Want::Alone => return Self::default(),
+            Want::All => (1024, Want::Small),
+        };
+        let mut windows = Self { reach, narrower, ..Self::default() };
+        let (mut since, mut first) = (0, 0);
+        Numbers::go_past(items, |n, item, numbers| {
+            if ends_windows(item) {
+                (since, first) = (n + 1, windows.all.len());
             }
             for access in accesses(item).into_iter().flatten() {
-                windows.add(&numbers, n, access, since);
+                windows.add(numbers, n, access, first, since);
             }
-            numbers.follow(item);
-        }
+        });
+        windows.look_ahead(items, live);
         windows.arrange();
         windows
     }
 
-    /// Puts an access into a window: one from `since` on, or a new one.
-    fn add(&mut self, numbers: &Numbers, item: usize, access: Access, since: usize) {
+    /// Puts an access into a window: one from number `first` on, or a new one.
+    fn add(&mut self, numbers: &Numbers, item: usize, access: Access, first: usize, since: usize) {
         let Some((root, at)) = numbers.root(access.address).filter(|(_, at)| at.unsigned_abs() < FAR) else {
             return;
         };
         let to = at + i32::from(access.len);
         let fits = |w: &Window| {
             let len = w.to.max(to) - w.from.min(at);
-            w.root == root && len <= REACH.min(EACH * (w.uses + 1))
+            w.root == root && len <= self.reach.min(EACH * (w.uses + 1))
         };
-        let found = self.all[since..].iter().position(fits).map(|n| since + n);
+        let found = self.all[first..].iter().position(fits).map(|n| first + n);
         let window = found.unwrap_or(self.all.len());
         match self.all.get_mut(window) {
             Some(w) => {
@@ -136,18 +150,41 @@ impl Windows {
                 (w.write, w.uses, w.last) = (w.write || access.write, w.uses + 1, item);
             }
             None => {
-                let (from, write) = (at, access.write);
-                self.all.push(Window { root, from, to, write, uses: 1, first: item, last: item, slot: None });
+                let (from, write, ahead, slot) = (at, access.write, None, None);
+                let (first, last) = (item, item);
+                self.all.push(Window { root, from, to, write, uses: 1, first, last, since, ahead, slot });
             }
         }
         self.uses.push(Use { item, access, window, at });
     }
 
+    /// Finds the last place where each can be looked up, of those whose first access needs flags.
+    fn look_ahead(&mut self, items: &[Item], live: &[u32]) {
+        if !self.all.iter().any(|w| live[w.first] != 0 && w.since < w.first) {
+            return;
+        }
+        Numbers::go_past(items, |n, _, numbers| {
+            let wants = |w: &Window| {
+                live[w.first] != 0 && (w.since..w.first).contains(&n) && (live[n] == 0 || w.since == n)
+            };
+            for window in self.all.iter_mut().filter(|w| wants(w)) {
+                let address = numbers.address(window.root, window.from);
+                window.ahead = address.map(|address| (n, address)).or(window.ahead);
+            }
+        });
+    }
+
     /// Gives a place to those that are worth it, as far as there are places.
     fn arrange(&mut self) {
+        let mut order: Vec<usize> = (0..self.all.len()).collect();
+        order.sort_by_key(|n| self.all[*n].start());
         let mut taken: [Option<usize>; SLOTS] = [None; SLOTS];
-        for window in self.all.iter_mut().filter(|w| w.uses > 1) {
-            window.slot = taken.iter().position(|until| until.is_none_or(|until| until < window.first));
+        for n in order {
+            let window = &mut self.all[n];
+            if window.uses > 1 || window.ahead.is_some() {
+                let start = window.start();
+                window.slot = taken.iter().position(|until| until.is_none_or(|until| until < start));
+            }
             if let Some(slot) = window.slot {
                 taken[slot] = Some(window.last);
             }
@@ -157,7 +194,7 @@ impl Windows {
     }
 
     fn is_open(&self, window: usize) -> bool {
-        self.open >> window & 1 != 0
+        self.open.contains(&Some(window as u16))
     }
 
     /// Whether instruction `item` looks nothing up, because all that it accesses is in open windows.
@@ -168,8 +205,20 @@ impl Windows {
 
     /// Whether one that is open is needed after instruction `item`.
     pub(super) fn are_needed_after(&self, item: usize) -> bool {
-        self.all.iter().enumerate().any(|(n, w)| self.is_open(n) && w.last > item)
+        self.open.iter().flatten().any(|n| self.all[usize::from(*n)].last > item)
     }
+}
+
+impl Window {
+    /// The instruction before or in which it is looked up.
+    fn start(&self) -> usize {
+        self.ahead.map_or(self.first, |(n, _)| n)
+    }
+}
+
+/// Whether the interpreter does it, or what addresses mean is another matter after it.
+fn ends_windows(item: &Item) -> bool {
+    matches!(item.form, Form::Interpret | Form::System(_))
 }
 
 /// What an instruction accesses.
@@ -207,6 +256,15 @@ impl Numbers {
 
     fn new() -> Self {
         Self { registers: std::array::from_fn(|n| Number { name: n as u32, plus: 0 }), last: 15 }
+    }
+
+    /// Goes past instructions, with what registers hold before each.
+    fn go_past(items: &[Item], mut each: impl FnMut(usize, &Item, &Self)) {
+        let mut numbers = Self::new();
+        for (n, item) in items.iter().enumerate() {
+            each(n, item, &numbers);
+            numbers.follow(item);
+        }
     }
 
     fn get(&self, guest: u8) -> Number {
@@ -256,11 +314,38 @@ impl Numbers {
         }
     }
 
+    /// An address so many bytes from a root, if registers hold what it takes.
+    fn address(&self, root: Root, at: i32) -> Option<Address> {
+        let kept = |base, index, disp| Address::Kept { base, index, disp, narrow: false, segment: None };
+        let holder = |number: Number| (0..16).find(|n| self.get(*n) == number);
+        match root {
+            Root::Page => Some(Address::Page { disp: at }),
+            Root::Name(Self::ZERO) => Some(kept(Base::None, None, at)),
+            Root::Name(name) => {
+                let base = (0..16).find(|n| self.get(*n).name == name)?;
+                let disp = at.checked_sub(self.get(base).plus)?;
+                Some(match is_resident(base) {
+                    true => kept(Base::Register(base), None, disp),
+                    false => Address::Near { base: host_of(base), disp },
+                })
+            }
+            Root::Sum(base, index, shift) => {
+                let index = (holder(index)?, shift);
+                let base = match base {
+                    Some(number) => Base::Register(holder(number)?),
+                    None => Base::None,
+                };
+                Some(kept(base, Some(index), at))
+            }
+        }
+    }
+
     /// Goes past an instruction.
     fn follow(&mut self, item: &Item) {
         let i = &item.instruction;
         let number = |r: Register| r.full_register().number() as u8;
         match item.form {
+            _ if ends_windows(item) => *self = Self { registers: Self::new().registers, ..*self },
             Form::Push | Form::PushMemory => self.set(RSP, RSP, -WORD),
             Form::Pop => {
                 self.set(RSP, RSP, WORD);
@@ -315,7 +400,8 @@ impl Builder<'_> {
         let Use { window, at, .. } = *found?;
         let slot = self.windows.all[window].slot?;
         if !self.windows.is_open(window) {
-            self.open(window, slot, address, at);
+            let from = self.windows.all[window].from;
+            self.open(window, slot, address.plus(from - at));
         }
         let addend = state(place_of(slot));
         if let Address::Near { base, disp } = address {
@@ -331,24 +417,38 @@ impl Builder<'_> {
         Some(HostOperand { base: A, index: None, disp: 0 })
     }
 
-    /// Looks a window up, for an access at `address` that is `at` bytes from its root.
-    fn open(&mut self, number: usize, slot: usize, address: Address, at_root: i32) {
+    /// Looks up windows that are to be looked up before the instruction at hand.
+    pub(super) fn open_ahead(&mut self) {
+        for number in 0..self.windows.all.len() {
+            let Window { ahead, slot, .. } = self.windows.all[number];
+            if let (Some((item, first)), Some(slot)) = (ahead, slot)
+                && item == self.item
+            {
+                self.open(number, slot, first);
+                self.flags.host = false;
+            }
+        }
+    }
+
+    /// Looks a window up, which is to start at `first`.
+    fn open(&mut self, number: usize, slot: usize, first: Address) {
         let window = self.windows.all[number];
-        let (first, beyond) = (address.plus(window.from - at_root), window.to - window.from - 1);
+        let beyond = window.to - window.from - 1;
         let retry = self.asm.len();
         let hole = self.compare(first, beyond, window.write, None);
         let site = self.slow_site(Kind::Window { write: window.write }, retry);
-        let plain = Site { forward: self.offset > self.start, ..Site::new(Kind::Plain, self.offset) };
-        let plain = self.site(plain);
-        self.stubs.push(Stub::Window { hole, site, first, beyond, plain });
+        let kind = Kind::Narrower(self.windows.narrower);
+        let out = Site { forward: self.offset > self.start, ..Site::new(kind, self.offset) };
+        let out = self.site(out);
+        self.stubs.push(Stub::Window { hole, site, first, beyond, out });
         self.asm.rm(op::MOV, A, at(B, offset_of!(Entry, addend) as i32));
         self.asm.rm(op::MOV_STORE, A, state(place_of(slot)));
         self.asm.addend = Some(slot);
-        self.windows.open |= 1 << number;
+        self.windows.open[slot] = Some(number as u16);
     }
 
-    /// A window's lookup found nothing. If its bytes are one page's that may be filled, else the block goes on without windows.
-    pub(super) fn closed_window(&mut self, first: Address, beyond: i32, site: u32, plain: u32) {
+    /// A window's lookup found nothing. If its bytes are one page's that may be filled, else the block is left by site `out`.
+    pub(super) fn closed_window(&mut self, first: Address, beyond: i32, site: u32, out: u32) {
         self.effective(A, first);
         self.asm.rr(op::MOV, B, A);
         self.asm.rm(op::LEA, A, at(A, beyond));
@@ -356,10 +456,10 @@ impl Builder<'_> {
         self.asm.shift(group::SHR, B, 12);
         let same = self.asm.jcc(cond::EQUAL);
         self.site_mut(site).resume = self.asm.len() as u32;
-        let out = self.asm.jmp();
-        self.site_mut(plain).at = super::asm::Asm::place(&out) as u32;
-        self.asm.here(out);
-        self.leave_by(plain);
+        let jump = self.asm.jmp();
+        self.site_mut(out).at = super::asm::Asm::place(&jump) as u32;
+        self.asm.here(jump);
+        self.leave_by(out);
         self.asm.here(same);
         self.asm.ri(group::AND, A, -4096);
         self.asm.rm(op::OR, A, state(fast(offset_of!(Fast, context))));

@@ -25,10 +25,7 @@ fn place(cpu: &mut Cpu, i: &Instruction, write: bool) -> Exec<u64> {
     if cpu.cr0.intersects(Cr0::EM | Cr0::TS) {
         return Err(Fault::NM);
     }
-    let linear = cpu.memory_operand(i, SIZE, write)?;
-    if linear % 16 != 0 {
-        return Err(Fault::GP0);
-    }
+    let linear = layout::place(cpu, i, SIZE, 16, write)?;
     cpu.host(linear, SIZE, write)?;
     Ok(linear)
 }

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use iced_x86::Instruction;
 use umbra_x86::cpuid::CpuidTable;
 
 use crate::cpu::Cpu;
+use crate::fault::{Exec, Fault};
 
 /// XMM registers in the legacy region.
 pub const XMM: usize = 160;
@@ -16,6 +18,15 @@ pub const HEADER: usize = 512;
 pub const EXTENDED: usize = 576;
 /// The legacy region of the image without MXCSR and its mask.
 pub const X87: [Range<usize>; 2] = [0..24, 32..160];
+
+/// The linear address of an image of `len` bytes, the instruction's memory operand. Processors look at where it starts, then at its
+/// alignment, then at where it ends; the manual leaves the order open (SDM volume 3, "Priority Among Concurrent Events").
+pub fn place(cpu: &Cpu, i: &Instruction, len: u64, align: u64, write: bool) -> Exec<u64> {
+    if !cpu.memory_operand(i, 1, write)?.is_multiple_of(align) {
+        return Err(Fault::GP0);
+    }
+    cpu.memory_operand(i, len, write)
+}
 
 /// An extended component: bytes `bytes` of vector registers `registers`, or the opmasks.
 #[derive(Debug, Clone, PartialEq, Eq)]

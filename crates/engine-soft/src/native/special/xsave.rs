@@ -84,10 +84,7 @@ fn begin(cpu: &mut Cpu, i: &Instruction, write: bool) -> Exec<(u64, u64)> {
         }
         enabled |= cpu.msr.xss;
     }
-    let linear = cpu.memory_operand(i, EXTENDED as u64, write)?;
-    if linear % 64 != 0 {
-        return Err(Fault::GP0);
-    }
+    let linear = layout::place(cpu, i, EXTENDED as u64, 64, write)?;
     let requested = cpu.gpr[gpr::RDX] << 32 | cpu.gpr[gpr::RAX] & 0xffff_ffff;
     Ok((linear, requested & enabled))
 }

@@ -229,7 +229,7 @@ impl Cpu {
         self.begin_segment(false);
         let left = self.run_translation(code);
         let end = match left {
-            Left::Attention | Left::Stale(_) | Left::Plain(_) => End::Before,
+            Left::Attention | Left::Stale(_) | Left::Window(..) => End::Before,
             Left::Exit(Exit::Fault) => End::Fault(self.fast.fault),
             _ => End::Left,
         };

@@ -6,14 +6,15 @@ use super::End;
 use super::pages::Differing;
 use super::snapshot::Snapshot;
 use crate::cpu::Cpu;
-use crate::decode::{Block, INSTRUCTIONS_MAX, Want};
+use crate::decode::{Block, Want};
 use crate::exec::{Exit, rflags_of, status_of};
 use crate::fault::Fault;
 use crate::mmu::copy_out;
 use crate::operand::is_canonical;
+use crate::translate::block::ITEMS_MAX;
 
 /// The most instructions of a segment.
-const STEPS_MAX: usize = 4 * INSTRUCTIONS_MAX;
+const STEPS_MAX: usize = 4 * ITEMS_MAX;
 /// The longest instruction.
 const INSTRUCTION_MAX: usize = 15;
 

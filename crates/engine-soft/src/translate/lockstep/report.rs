@@ -9,8 +9,8 @@ use umbra_x86::reg::gpr;
 use super::Lockstep;
 use super::replay::Difference;
 use crate::cpu::{Cpu, VectorState};
-use crate::decode::INSTRUCTIONS_MAX;
 use crate::exec::rflags_of;
+use crate::translate::block::ITEMS_MAX;
 use crate::translate::validate;
 
 impl Cpu {
@@ -56,7 +56,7 @@ impl Cpu {
         let len = self.code_at(from, &mut bytes);
         let mut decoder = Decoder::with_ip(self.mode.code.into(), &bytes[..len], from, DecoderOptions::NONE);
         let mut formatter = IntelFormatter::new();
-        for i in decoder.iter().take(INSTRUCTIONS_MAX) {
+        for i in decoder.iter().take(ITEMS_MAX) {
             let mut line = String::new();
             formatter.format(&i, &mut line);
             let _ = writeln!(text, "  {:#x}  {line}", i.ip());

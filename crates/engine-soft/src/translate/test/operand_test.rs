@@ -1,7 +1,7 @@
 //! Registers in every role: resident ones, high bytes, the stack pointer, all against the interpreter.
 
 use iced_x86::{Code as C, Encoder, Instruction, MemoryOperand, Register as R};
-use umbra_x86::reg::gpr::{RAX, RBX, RCX, RDX, RSP};
+use umbra_x86::reg::gpr::{RAX, RBX, RCX, RDI, RDX, RSP};
 
 use super::{NOTHING, Pair, hex};
 use crate::exec::test::guest::{CODE, DATA, Guest, STACK};
@@ -253,6 +253,22 @@ fn high_bytes() {
         hex("678a236788a200002000d2c48423"),
     ] {
         assert_eq!(pair.run(setup, &code), NOTHING, "{code:x?}");
+    }
+}
+
+#[test]
+fn flags_that_a_repeated_instruction_leaves() {
+    let mut pair = Pair::new(64);
+    // cmp rcx,rbx; jg 1f; mul r15d; 1: repne scasq
+    let code = hex("4839d97f0341f7e7f248af");
+    for rcx in [0, 1] {
+        let setup = |guest: &mut Guest| {
+            guest.cpu.gpr[RCX] = rcx;
+            guest.cpu.gpr[RBX] = 0xffff_fff6_4430_4be4;
+            guest.cpu.gpr[RDI] = DATA;
+        };
+        assert_eq!(pair.run(setup, &code), NOTHING);
+        assert!(rcx == 1 || pair.translated.cpu.rflags & 1 == 1);
     }
 }
 
