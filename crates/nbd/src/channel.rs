@@ -177,7 +177,7 @@ impl Tls {
                     continue;
                 }
             }
-            received.start = 0;
+            (received.start, received.end) = (0, 0);
             received.end = socket.read(&mut received.bytes)?;
             if received.end == 0 {
                 // So that a connection which was cut is told from one that was ended.

@@ -99,6 +99,13 @@ impl Socket {
         let _ = on!(self, stream => stream.shutdown(how));
     }
 
+    fn limit_write(&self) -> io::Result<()> {
+        match self.left()? {
+            Some(left) => self.limit_writes(left),
+            None => Ok(()),
+        }
+    }
+
     fn left(&self) -> io::Result<Option<Duration>> {
         if !self.timed.load(Ordering::Acquire) {
             return Ok(None);
@@ -111,28 +118,40 @@ impl Socket {
     }
 }
 
+/// A signal is no reason to give up: with a timeout the host does not go on by itself.
+fn again<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match work() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 impl Read for &Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        if let Some(left) = self.left()? {
-            on!(self, stream => stream.set_read_timeout(Some(left))?);
-        }
-        on!(self, stream => (&*stream).read(bytes))
+        again(|| {
+            if let Some(left) = self.left()? {
+                on!(self, stream => stream.set_read_timeout(Some(left))?);
+            }
+            on!(self, stream => (&*stream).read(bytes))
+        })
     }
 }
 
 impl Write for &Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(left) = self.left()? {
-            on!(self, stream => stream.set_write_timeout(Some(left))?);
-        }
-        on!(self, stream => (&*stream).write(bytes))
+        again(|| {
+            self.limit_write()?;
+            on!(self, stream => (&*stream).write(bytes))
+        })
     }
 
     fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        if let Some(left) = self.left()? {
-            on!(self, stream => stream.set_write_timeout(Some(left))?);
-        }
-        on!(self, stream => (&*stream).write_vectored(parts))
+        again(|| {
+            self.limit_write()?;
+            on!(self, stream => (&*stream).write_vectored(parts))
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -143,6 +143,8 @@ struct Clients {
     live: Mutex<BTreeMap<u64, Client>>,
     /// Those that have opened an export, now or before.
     served: AtomicU64,
+    /// Wakes who takes clients in.
+    wake: Option<UnixStream>,
 }
 
 #[derive(Debug)]
@@ -173,23 +175,42 @@ impl Server {
         for end in [&wake, &woken] {
             end.set_nonblocking(true).map_err(Error::host("set up a pair of sockets"))?;
         }
-        let wake = Arc::new(wake);
-        let clients = Arc::new(Clients::default());
+        let clients = Arc::new(Clients { wake: Some(wake), ..Clients::default() });
+        let ended = self.take_all_in(listeners, options, &clients, &mut woken, &tell);
+        dismiss(&clients);
+        for export in &self.exports {
+            export.disk.flush().map_err(|error| Error::Refused {
+                what: format!("cannot flush export '{}': {error}", export.name),
+                message: String::new(),
+            })?;
+        }
+        ended
+    }
+
+    fn take_all_in(
+        self: &Arc<Self>,
+        listeners: &[Listener],
+        options: &ServeOptions,
+        clients: &Arc<Clients>,
+        woken: &mut UnixStream,
+        tell: &Arc<dyn Fn(&Error) + Send + Sync>,
+    ) -> Result<Ended> {
+        let clients_max = options.clients_max.max(1);
         let mut number = 0;
-        let ended = loop {
+        loop {
             // In this order: a client is counted before it leaves.
             let live = clients.lock().len();
             let served = clients.served.load(Ordering::SeqCst);
             let stopped = options.stop.is_cancelled();
             if stopped || !options.persistent && served > 0 && live == 0 {
-                break Ended { stopped, clients: served };
+                return Ok(Ended { stopped, clients: served });
             }
-            let open = if live < options.clients_max.max(1) { listeners } else { &[] };
-            for listener in wait(open, &woken)? {
+            let open = if live < clients_max { listeners } else { &[] };
+            for listener in wait(open, woken)? {
                 match listener.accept() {
                     Ok(socket) => {
                         number += 1;
-                        self.take_in(socket, number, &clients, &wake, &tell);
+                        self.take_in(socket, number, clients, tell);
                     }
                     // It has left before, or another process has taken it.
                     Err(error)
@@ -202,21 +223,13 @@ impl Server {
                         std::thread::sleep(PAUSE);
                     }
                 }
-                if clients.lock().len() >= options.clients_max.max(1) {
+                if clients.lock().len() >= clients_max {
                     break;
                 }
             }
             // That something came is all there is to know.
             while woken.read(&mut [0; 64]).is_ok_and(|len| len > 0) {}
-        };
-        dismiss(&clients);
-        for export in &self.exports {
-            export.disk.flush().map_err(|error| Error::Refused {
-                what: format!("cannot flush export '{}': {error}", export.name),
-                message: String::new(),
-            })?;
         }
-        Ok(ended)
     }
 
     fn take_in(
@@ -224,13 +237,12 @@ impl Server {
         socket: Socket,
         number: u64,
         clients: &Arc<Clients>,
-        wake: &Arc<UnixStream>,
         tell: &Arc<dyn Fn(&Error) + Send + Sync>,
     ) {
         let channel = Channel::plain(socket);
         let socket = channel.socket().clone();
         clients.lock().insert(number, Client { socket: socket.clone(), thread: None });
-        let leaves = Leaves { number, clients: clients.clone(), wake: wake.clone() };
+        let leaves = Leaves { number, clients: clients.clone() };
         let (server, told) = (self.clone(), tell.clone());
         let serve = move || {
             let opened = || {
@@ -259,14 +271,13 @@ impl Server {
 struct Leaves {
     number: u64,
     clients: Arc<Clients>,
-    wake: Arc<UnixStream>,
 }
 
 impl Drop for Leaves {
     fn drop(&mut self) {
         self.clients.lock().remove(&self.number);
         // When there is no room, enough has come to wake it.
-        let _ = (&*self.wake).write(&[0]);
+        let _ = self.clients.wake.as_ref().map(|mut wake| wake.write(&[0]));
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Requests of one client that are carried out at once: as many as QEMU's server does.
 const IN_FLIGHT: usize = 16;
 /// Bytes of data of one client's requests at once.
-const BYTES_MAX: u64 = 64 << 20;
+const BYTES_MAX: u64 = PAYLOAD_MAX as u64;
 /// Bytes that are read from the socket at once, beside those of great payloads.
 const BUFFERED: usize = 64 << 10;
 
