@@ -117,7 +117,7 @@ const SECRET: &str = "--object secret,id=s,data=abc";
 
 /// Requests of 4 KiB that follow each other 1 MiB and 4 KiB apart, around the disk: each page is met once before one is
 /// met again, and none follows the one before it. That is what the tool has for random ones.
-const CASES: [Case; 18] = [
+const CASES: [Case; 19] = [
     case("convert raw to qcow2", 1.3, "", "convert -f raw -O qcow2 source.raw {out}"),
     case("convert qcow2 to raw", 1.3, "", "convert -f qcow2 -O raw source.qcow2 {out}"),
     Case {
@@ -148,9 +148,16 @@ const CASES: [Case; 18] = [
         "",
         "convert {secret} -f raw -O luks -o key-secret=s,iter-time=10 half.raw {out}",
     ),
+    // What is read goes nowhere, or the target's file would be what is measured.
     case(
         "LUKS read",
         4.0,
+        "",
+        "compare -q {secret} --image-opts driver=luks,key-secret=s,file.filename=half.luks driver=raw,file.filename=half.raw",
+    ),
+    case(
+        "convert LUKS to raw",
+        1.3,
         "",
         "convert {secret} --image-opts driver=luks,key-secret=s,file.filename=half.luks -O raw {out}",
     ),
