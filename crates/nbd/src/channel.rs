@@ -6,9 +6,11 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::{ClientConnection, Connection, ServerConnection};
+
+use umbra_block::Cancel;
 
 use crate::socket::Socket;
 use crate::tls::{TlsClient, TlsServer};
@@ -62,6 +64,11 @@ impl Channel {
         &self.socket
     }
 
+    /// A peer that is silent for a while when `cancel` is set has lost the connection.
+    pub fn give_up_when(&self, cancel: Cancel) -> io::Result<()> {
+        self.socket.give_up_when(cancel)
+    }
+
     /// Whether it is encrypted.
     pub fn is_tls(&self) -> bool {
         self.tls.is_some()
@@ -112,7 +119,8 @@ impl Channel {
     /// Says `parts` and that nothing more comes, as far as the peer listens, and ends the connection.
     pub fn end(&self, parts: &[&[u8]]) {
         // The peer may be gone, or take nothing more.
-        let listens = self.socket.limit_writes(LAST_WORDS).is_ok() && self.send(parts).is_ok();
+        let listens =
+            self.socket.set_deadline(Some(Instant::now() + LAST_WORDS)).is_ok() && self.send(parts).is_ok();
         if let Some(tls) = self.tls.as_ref().filter(|_| listens) {
             lock(&tls.state).send_close_notify();
             let _ = tls.send(&self.socket, &[]);

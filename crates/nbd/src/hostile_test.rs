@@ -314,6 +314,32 @@ fn requests_are_no_greater_than_a_server_takes_them() {
 }
 
 #[test]
+fn a_server_that_falls_silent_is_given_up_when_the_user_wants() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(&Script::opened().simple(0, 1, &[]).0).unwrap();
+    let storage = NbdStorage::over(ours, "e", "nbd:script", false).unwrap();
+    let cancel = umbra_block::Cancel::new();
+    storage.give_up_when(cancel.clone()).unwrap();
+    storage.write_at(0, &[1]).unwrap();
+    std::thread::scope(|scope| {
+        let reads = [0, 1].map(|at| {
+            let storage = &storage;
+            scope.spawn(move || storage.read_vec(at, 5).unwrap_err().to_string())
+        });
+        // It waits as long as the user does.
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(reads.iter().all(|read| !read.is_finished()));
+        cancel.cancel();
+        let began = Instant::now();
+        for read in reads {
+            let error = read.join().unwrap();
+            assert!(error.ends_with("the NBD peer took too long to answer"), "{error}");
+        }
+        assert!(began.elapsed() < Duration::from_secs(6));
+    });
+}
+
+#[test]
 fn nothing_is_taken_from_before_tls() {
     let folder = crate::test_help::Folder::new();
     crate::test_help::certificates(&folder.0);

@@ -6,14 +6,19 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use umbra_block::Cancel;
 
 /// How long a connection may be silent before the host asks whether the peer is still there, and between two questions.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Questions without an answer that end a connection.
 const KEEPALIVE_PROBES: u32 = 3;
+/// How often it is looked whether the user wants an end, and how long a peer may then be silent.
+const LOOK: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 enum Kind {
@@ -28,6 +33,8 @@ pub struct Socket {
     /// Whether there is a deadline: a socket without one costs no look at it.
     timed: AtomicBool,
     deadline: Mutex<Option<Instant>>,
+    /// Ends the patience with a silent peer.
+    cancel: OnceLock<Cancel>,
 }
 
 macro_rules! on {
@@ -41,7 +48,7 @@ macro_rules! on {
 
 impl From<UnixStream> for Socket {
     fn from(stream: UnixStream) -> Self {
-        Self { kind: Kind::Unix(stream), timed: AtomicBool::new(false), deadline: Mutex::new(None) }
+        Self::new(Kind::Unix(stream))
     }
 }
 
@@ -53,11 +60,26 @@ impl From<TcpStream> for Socket {
         let _ = rustix::net::sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE);
         let _ = rustix::net::sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL);
         let _ = rustix::net::sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES);
-        Self { kind: Kind::Tcp(stream), timed: AtomicBool::new(false), deadline: Mutex::new(None) }
+        Self::new(Kind::Tcp(stream))
     }
 }
 
 impl Socket {
+    fn new(kind: Kind) -> Self {
+        let (timed, deadline) = (AtomicBool::new(false), Mutex::new(None));
+        Self { kind, timed, deadline, cancel: OnceLock::new() }
+    }
+
+    /// A peer that is silent for a while when `cancel` is set has lost the connection. For after the handshake.
+    pub fn give_up_when(&self, cancel: Cancel) -> io::Result<()> {
+        // Who was first stays.
+        let _ = self.cancel.set(cancel);
+        on!(self, stream => {
+            stream.set_read_timeout(Some(LOOK))?;
+            stream.set_write_timeout(Some(LOOK))
+        })
+    }
+
     /// Connects to a Unix socket.
     pub fn connect_unix(path: &Path) -> io::Result<Self> {
         Ok(UnixStream::connect(path)?.into())
@@ -88,20 +110,33 @@ impl Socket {
         Ok(())
     }
 
-    /// No write takes longer: for the last words to a peer that may not listen.
-    pub fn limit_writes(&self, timeout: Duration) -> io::Result<()> {
-        on!(self, stream => stream.set_write_timeout(Some(timeout)))
-    }
-
     /// Ends it in one direction or both. A thread that waits in it comes back.
     pub fn shutdown(&self, how: Shutdown) {
         // The peer may have done so before.
         let _ = on!(self, stream => stream.shutdown(how));
     }
 
+    /// Does `work` again where a signal interrupted it, and while there is patience: with a timeout the host does not go
+    /// on by itself.
+    fn again<T>(&self, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut asked = None;
+        loop {
+            match work() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let Some(cancel) = self.cancel.get() else { return Err(error) };
+                    if cancel.is_cancelled() && asked.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
     fn limit_write(&self) -> io::Result<()> {
         match self.left()? {
-            Some(left) => self.limit_writes(left),
+            Some(left) => on!(self, stream => stream.set_write_timeout(Some(left))),
             None => Ok(()),
         }
     }
@@ -118,19 +153,9 @@ impl Socket {
     }
 }
 
-/// A signal is no reason to give up: with a timeout the host does not go on by itself.
-fn again<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match work() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
 impl Read for &Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        again(|| {
+        self.again(|| {
             if let Some(left) = self.left()? {
                 on!(self, stream => stream.set_read_timeout(Some(left))?);
             }
@@ -141,14 +166,14 @@ impl Read for &Socket {
 
 impl Write for &Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        again(|| {
+        self.again(|| {
             self.limit_write()?;
             on!(self, stream => (&*stream).write(bytes))
         })
     }
 
     fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        again(|| {
+        self.again(|| {
             self.limit_write()?;
             on!(self, stream => (&*stream).write_vectored(parts))
         })

@@ -319,6 +319,63 @@ fn our_tool_with_qemu_nbd() {
 }
 
 #[test]
+fn a_copy_from_a_server_that_hangs_is_interrupted() {
+    let tool = Tool::ours();
+    tool.write("image", &pattern(64 << 20));
+    let serving = Serving::start(&tool, &["-t", "-r", "-f", "raw", "-k", "s", "image"]);
+    let mut copy = Command::new(env!("CARGO_BIN_EXE_umbra"));
+    copy.args(["image", "convert", "-f", "raw", "-r", "4M", "-O", "qcow2", "nbd+unix://?socket=s", "copy"]);
+    let mut copy = copy.current_dir(&tool.folder).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let server = rustix::process::Pid::from_child(&serving.child);
+    rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(copy.try_wait().unwrap().is_none(), "it waits for the server");
+    let began = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&copy), rustix::process::Signal::INT)
+        .unwrap();
+    assert!(!copy.wait().unwrap().success());
+    assert!(began.elapsed() < Duration::from_secs(8));
+    assert_eq!(left(&tool), ["image", "s"], "what is not complete is removed");
+    rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
+    let (code, _) = serving.interrupt();
+    assert_eq!((code, left(&tool)), (Some(0), vec!["image".to_owned()]));
+}
+
+#[test]
+fn what_was_written_outlives_an_end_by_a_signal() {
+    let tool = Tool::ours();
+    tool.succeed(&["create", "-q", "-f", "qcow2", "image", "64M"]);
+    tool.write("source", &pattern(64 << 20));
+    let serving = Serving::start(&tool, &["-t", "-f", "qcow2", "-k", "s", "image"]);
+    let mut copy = Command::new(env!("CARGO_BIN_EXE_umbra"));
+    copy.args([
+        "image",
+        "convert",
+        "-n",
+        "-f",
+        "raw",
+        "-r",
+        "16M",
+        "-O",
+        "raw",
+        "source",
+        "nbd+unix://?socket=s",
+    ]);
+    let copy = copy.current_dir(&tool.folder).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1000));
+    // In the middle of the copy: what was ordered is carried out, and the client is told.
+    let (code, errors) = serving.interrupt();
+    assert_eq!(code, Some(0), "{errors}");
+    let copied = copy.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&copied.stderr).into_owned();
+    assert!(!copied.status.success() && told.contains("has closed the connection"), "{told}");
+    tool.succeed(&["check", "image"]);
+    theirs(&tool, &["check", "image"]);
+    assert_eq!(left(&tool), ["image", "source"]);
+}
+
+#[test]
 fn wrong_words_are_told() {
     let tool = Tool::ours();
     tool.write("image", &[0; 4096]);

@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use umbra_block::{IoBuf, IoSrc};
+use umbra_block::{Cancel, IoBuf, IoSrc};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -130,6 +130,11 @@ impl Connection {
             slot_free: Condvar::new(),
             turns: Default::default(),
         })
+    }
+
+    /// A server that is silent for a while when `cancel` is set has lost the connection.
+    pub fn give_up_when(&self, cancel: Cancel) -> Result<()> {
+        Ok(self.channel.give_up_when(cancel)?)
     }
 
     /// What the server said of the export.

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use umbra_block::{Error as BlockError, IoBuf, IoSrc, Result as BlockResult, Run, Storage, StorageInfo};
+use umbra_block::{
+    Cancel, Error as BlockError, IoBuf, IoSrc, Result as BlockResult, Run, Storage, StorageInfo,
+};
 
 use super::connection::Connection;
 use super::parts;
@@ -123,6 +125,14 @@ impl NbdStorage {
             runs: runs.into(),
             changes: AtomicU64::new(0),
         })
+    }
+
+    /// When `cancel` is set, a server that says nothing for two seconds has lost the connection: who waits for it is told.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn give_up_when(&self, cancel: Cancel) -> Result<()> {
+        self.connection.give_up_when(cancel)
     }
 
     fn size(&self) -> u64 {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use umbra_block::{
-    Access, Error, FileSpec, FileStorageSpec, HostFiles, NodeSpec, Opener, Result as BlockResult, Storage,
+    Access, Cancel, Error, FileSpec, FileStorageSpec, HostFiles, NodeSpec, Opener, Result as BlockResult,
+    Storage,
 };
 use umbra_nbd::{Address, Credentials, NbdStorage, TlsClient};
 
@@ -12,15 +13,16 @@ use super::tls::TlsObjects;
 use super::{json, keyval};
 
 /// Files and exports.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Files {
     tls: TlsObjects,
+    cancel: Cancel,
 }
 
 impl Files {
-    /// With the certificates that exports may need.
-    pub fn new(tls: TlsObjects) -> Files {
-        Files { tls }
+    /// With the certificates that exports may need, and what ends the patience with a server that does not answer.
+    pub fn new(tls: TlsObjects, cancel: Cancel) -> Files {
+        Files { tls, cancel }
     }
 
     fn connect(&self, file: &FileSpec, read_only: bool) -> umbra_nbd::Result<NbdStorage> {
@@ -36,7 +38,9 @@ impl Files {
                 Credentials::Host => TlsClient::load(None, choice.verify)?,
             }),
         };
-        NbdStorage::open(&address, tls.as_ref(), read_only)
+        let storage = NbdStorage::open(&address, tls.as_ref(), read_only)?;
+        storage.give_up_when(self.cancel.clone())?;
+        Ok(storage)
     }
 }
 

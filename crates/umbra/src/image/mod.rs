@@ -172,7 +172,7 @@ fn run(program: &'static str, command: &'static Command, parsed: &Parsed) -> Out
     let mut environment = Environment::new(registry());
     let (secrets, tls) = tls::split(parsed.all("object"))?;
     environment.secrets = secret::read_all(secrets.into_iter())?;
-    environment.opener = Arc::new(Files::new(tls.clone()));
+    environment.opener = Arc::new(Files::new(tls.clone(), signals.cancel().clone()));
     let tool = Tool { program, environment, tls, signals };
     (command.run)(&tool, parsed)
 }
