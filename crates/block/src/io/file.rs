@@ -87,10 +87,9 @@ impl FileStorage {
     pub fn open(path: impl AsRef<Path>, spec: &FileStorageSpec) -> Result<Self> {
         let write = spec.access == Access::ReadWrite;
         let mut options = OpenOptions::new();
-        options.read(true).write(write);
-        if spec.direct {
-            options.custom_flags(libc::O_DIRECT);
-        }
+        // What is no file is refused, and not waited for: opening a pipe would wait for whoever else opens it.
+        let direct = if spec.direct { libc::O_DIRECT } else { 0 };
+        options.read(true).write(write).custom_flags(libc::O_NONBLOCK | direct);
         Self::with(path.as_ref(), &options, spec)
     }
 
@@ -100,7 +99,7 @@ impl FileStorage {
     /// The host's, or [`Error::Locked`].
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
+        options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK);
         let storage = Self::with(path.as_ref(), &options, &FileStorageSpec::new(Access::ReadWrite))?;
         if !storage.block_device {
             storage.set_len(0)?;
@@ -117,6 +116,11 @@ impl FileStorage {
         let meta = file.metadata().map_err(|error| Error::io("look at", &name, error))?;
         if meta.is_dir() {
             return Err(Error::io("open", &name, io::ErrorKind::IsADirectory.into()));
+        }
+        if meta.file_type().is_fifo() || meta.file_type().is_socket() {
+            let reason =
+                io::Error::other("it is a pipe or a socket, and an image is a file or a block device");
+            return Err(Error::io("open", &name, reason));
         }
         if spec.lock == LockMode::Exclusive {
             lock::lock(file.as_fd(), &name, spec.access == Access::ReadWrite)?;
