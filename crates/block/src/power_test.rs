@@ -261,6 +261,37 @@ fn a_loss_of_power_leaves_leaks_at_most() {
 }
 
 #[test]
+fn a_disk_that_cannot_grow_stays_as_it_is() {
+    for budget in 6..40 {
+        let (mut env, names) = created(&[("cluster_size", "4k")], 64 << 10);
+        let recorder = record(&mut env, &names);
+        let disk = open(&env, "image");
+        disk.write(0, &[3; 9000]).unwrap();
+        recorder.fail_after(budget);
+        let grown = disk.resize(16 << 20, Preallocation::Full, false, &Task::quiet());
+        recorder.fail_after(u64::MAX);
+        let mut bytes = [0; 9000];
+        disk.read(0, &mut bytes).unwrap();
+        assert!(bytes == [3; 9000]);
+        drop(disk);
+        let disk = open(&env, "image");
+        let report = disk.drained(|node| node.format().check(Repair::None, &Task::quiet())).unwrap();
+        assert_eq!(report.corruptions, 0, "budget {budget}: {report:#?}");
+        assert!(grown.is_err() || disk.size() == 16 << 20, "budget {budget}");
+    }
+    // The user has had enough: nothing is left of it.
+    let (env, _) = created(&[("cluster_size", "4k")], 64 << 10);
+    let disk = open(&env, "image");
+    let cancel = crate::Cancel::new();
+    cancel.cancel();
+    let stopped = disk.resize(16 << 20, Preallocation::Full, false, &Task::new(&|_, _| (), cancel));
+    assert!(matches!(stopped, Err(crate::Error::Cancelled)));
+    assert_eq!(disk.size(), 64 << 10);
+    let report = disk.drained(|node| node.format().check(Repair::None, &Task::quiet())).unwrap();
+    assert!(report.is_clean(), "{report:#?}");
+}
+
+#[test]
 fn a_full_disk_leaves_leaks_at_most() {
     for (index, (options, size)) in CASES.iter().enumerate() {
         for budget in (0..120).step_by(3) {

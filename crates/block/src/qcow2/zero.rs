@@ -117,10 +117,30 @@ impl Qcow2 {
                 other => other,
             };
             if preallocation != Preallocation::Off {
-                meta.preallocate(old, size, preallocation, task)?;
+                let done = meta.preallocate(old, size, preallocation, task);
+                if done.is_err() {
+                    // No room, or the user has had enough: the disk is what it was. What cannot be undone is a leak.
+                    let _ = self.undo_growth(meta, old, size);
+                }
+                return done;
             }
             Ok(())
         })
+    }
+}
+
+impl Qcow2 {
+    /// Gives a disk that could not grow from `old` to `size` bytes its old size again.
+    fn undo_growth(&self, meta: &mut Meta, old: u64, size: u64) -> Result<()> {
+        meta.flush()?;
+        meta.header.size = old;
+        self.size.store(old, std::sync::atomic::Ordering::Release);
+        meta.write_header()?;
+        meta.file.flush()?;
+        meta.free_behind(old, size)?;
+        meta.resize_raw_data(old)?;
+        meta.resize_bitmaps()?;
+        meta.flush_frees()
     }
 }
 
@@ -277,8 +297,15 @@ impl Meta {
             let storage = self.data.clone().unwrap_or_else(|| self.file.clone());
             let until = if layout.data_file { (host + len).min(end) } else { host + len };
             // Also in a data file: what a disk that was once larger held there is still there.
-            storage.write_zeroes(host, until - host, true)?;
-            preallocate(&*storage, host, until, preallocation, &Task::quiet())?;
+            let filled = storage
+                .write_zeroes(host, until - host, true)
+                .and_then(|()| preallocate(&*storage, host, until, preallocation, &Task::quiet()));
+            if let Err(error) = filled {
+                if !layout.data_file {
+                    self.free_now(host, count)?;
+                }
+                return Err(error);
+            }
             for i in 0..count {
                 let mut entry = Entry::data(host + i * layout.cluster(), layout);
                 // With subclusters the cluster has a place, and none of them is in use: a backing file shows through.
