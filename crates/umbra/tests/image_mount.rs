@@ -92,7 +92,7 @@ fn a_mounted_disk_is_read_and_written() {
     let Some(mut mount) = Mount::start(&["-f", "qcow2", &image, &point]) else { return };
     let file = File::options().read(true).write(true).open(&point).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 8 << 20);
-    let noise: Vec<u8> = (0..300_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let noise: Vec<u8> = (0..300_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     file.write_all_at(&noise, 1_000_001).unwrap();
     file.write_all_at(&[5; 4096], (8 << 20) - 4096).unwrap();
     assert!(file.write_at(&[1], 8 << 20).is_err(), "behind the end");

@@ -64,7 +64,7 @@ impl fmt::Debug for Blockwise {
 impl Blockwise {
     /// `short`: the vectors are of numbers of 32 bits.
     pub(super) fn new(
-        cipher: impl BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser + Send + Sync + 'static,
+        cipher: impl BlockCipherEncrypt + BlockCipherDecrypt + Send + Sync + 'static,
         chaining: Chaining,
         short: bool,
         essiv: Option<Box<dyn VectorCipher>>,
