@@ -165,7 +165,7 @@ pub fn plain(output: &str) -> String {
     }
     let is_changing = |line: &str| {
         let name = line.trim().split(':').next().unwrap_or_default();
-        CHANGING.contains(&name) || name == "Image end offset"
+        CHANGING.contains(&name) || name == "Image end offset" || name.starts_with("Run completed in ")
     };
     let is_date = |word: &str| {
         word.len() == 10 && word.matches('-').count() == 2
