@@ -89,3 +89,18 @@ fn a_header_with_everything_comes_back() {
     let error = Header::read(&storage, "image").unwrap_err().to_string();
     assert!(error.contains("feature"), "{error}");
 }
+
+#[test]
+fn a_file_that_is_nothing_but_length_is_looked_at_in_no_time() {
+    use crate::test_help::{env, open};
+    use crate::{CreateOptions, FileSpec, Task};
+    let env = env();
+    let file = env.opener.create(&FileSpec::file("image")).unwrap();
+    let options = CreateOptions { size: 1 << 20, ..CreateOptions::default() };
+    env.registry.get("qcow2").unwrap().create(file.clone(), "image", &options, &env, &Task::quiet()).unwrap();
+    // As many blocks of refcounts as fit in a longest file would take years.
+    file.set_len(i64::MAX as u64).unwrap();
+    let disk = open(&env, "image");
+    disk.write(0, &[1; 512]).unwrap();
+    assert!(disk.block_status(0, 1 << 20).unwrap().data);
+}

@@ -129,12 +129,17 @@ impl Meta {
         if end < many {
             return Ok(false);
         }
+        // Behind the table nothing is counted; and of blocks there are no more than the host has space for, whatever the
+        // table says.
+        let end = end.min((self.reftable.len() as u64).saturating_mul(self.per_block()));
+        let mut pieces = many.saturating_mul(self.layout.cluster() / self.refs.piece_len());
         let (mut used, mut at) = (0, 0);
-        while at < end && used < many {
+        while at < end && used < many && pieces > 0 {
             let Some(block) = self.refblock(at)? else {
                 at = (at / self.per_block() + 1) * self.per_block();
                 continue;
             };
+            pieces -= 1;
             let span = self.span(block, at, end - at);
             let order = self.header.refcount_order;
             let file = &*self.file;
