@@ -30,7 +30,8 @@ impl Run<'_> {
             return false;
         }
         self.drop_snapshots();
-        let shape = |level: &super::run::Level| format!("{} {} {}", level.name, level.format, level.bytes.len());
+        let shape =
+            |level: &super::run::Level| format!("{} {} {}", level.name, level.format, level.bytes.len());
         let chain: Vec<String> = self.levels.iter().map(shape).collect();
         self.trace.push(format!("commit {depth} down {chain:?}"));
         let (top, base) = self.open_two(depth);
