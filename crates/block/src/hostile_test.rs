@@ -121,13 +121,15 @@ fn refuses_to_write(env: &Environment, storage: &dyn Storage, guest: u64, what: 
 #[test]
 fn data_on_metadata_is_never_written() {
     const COPIED: u64 = 1 << 63;
-    let places = |storage: &dyn Storage| {
+    type Places = (u64, u64, u64, u64);
+    type Victim = fn(Places) -> u64;
+    let places = |storage: &dyn Storage| -> Places {
         let l1 = word(storage, L1_OFFSET);
         let l2 = word(storage, l1) & 0x00ff_ffff_ffff_fe00;
         let reftable = word(storage, REFTABLE_OFFSET);
         (l1, l2, reftable, word(storage, reftable))
     };
-    let victims: [(&str, fn((u64, u64, u64, u64)) -> u64); 5] = [
+    let victims: [(&str, Victim); 5] = [
         ("the L1 table", |places| places.0),
         ("an L2 table", |places| places.1),
         ("the refcount table", |places| places.2),
