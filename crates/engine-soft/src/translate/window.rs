@@ -243,7 +243,8 @@ fn accesses(item: &Item) -> [Option<Access>; 2] {
     }
 }
 
-/// What general registers hold.
+/// What general registers hold. That two of them hold the same is not followed: the interpreter may do an instruction between, after which the validator
+/// does not know it any more.
 #[derive(Debug)]
 struct Numbers {
     registers: [Number; 16],
@@ -277,9 +278,9 @@ impl Numbers {
         self.registers[usize::from(guest)] = Number { name: self.last, plus: 0 };
     }
 
-    /// A register is what `from` holds, and so much more.
-    fn set(&mut self, guest: u8, from: u8, more: i32) {
-        let Number { name, plus } = self.get(from);
+    /// So much is added to a register.
+    fn add(&mut self, guest: u8, more: i32) {
+        let Number { name, plus } = self.get(guest);
         match plus.checked_add(more).filter(|plus| plus.unsigned_abs() < FAR) {
             Some(plus) => self.registers[usize::from(guest)] = Number { name, plus },
             None => self.forget(guest),
@@ -346,21 +347,18 @@ impl Numbers {
         let number = |r: Register| r.full_register().number() as u8;
         match item.form {
             _ if ends_windows(item) => *self = Self { registers: Self::new().registers, ..*self },
-            Form::Push | Form::PushMemory => self.set(RSP, RSP, -WORD),
+            Form::Push | Form::PushMemory => self.add(RSP, -WORD),
             Form::Pop => {
-                self.set(RSP, RSP, WORD);
+                self.add(RSP, WORD);
                 self.forget(number(i.op0_register()));
             }
-            Form::Leave => {
-                self.set(RSP, RBP, WORD);
-                self.forget(RBP);
-            }
+            Form::Leave => [RSP, RBP].into_iter().for_each(|n| self.forget(n)),
             Form::Lea => match moved(i) {
-                Some((from, more)) => self.set(number(i.op0_register()), from, more),
+                Some((n, more)) => self.add(n, more),
                 None => self.forget(number(i.op0_register())),
             },
             Form::Copy(copied) => match moved(i) {
-                Some((from, more)) => self.set(number(i.op0_register()), from, more),
+                Some((n, more)) => self.add(n, more),
                 None => (0..16).filter(|n| copied.writes >> n & 1 != 0).for_each(|n| self.forget(n)),
             },
             _ => {}
@@ -368,7 +366,7 @@ impl Numbers {
     }
 }
 
-/// If an instruction makes its first operand, a register, another register's value and so much more: which, how much.
+/// If an instruction adds a constant to a register: which, how much.
 fn moved(i: &Instruction) -> Option<(u8, i32)> {
     if i.op0_kind() != OpKind::Register {
         return None;
@@ -376,11 +374,8 @@ fn moved(i: &Instruction) -> Option<(u8, i32)> {
     let to = i.op0_register().full_register().number() as u8;
     let immediate = || i32::try_from(i.immediate(1) as i64).ok();
     match i.code() {
-        Code::Mov_r64_rm64 | Code::Mov_rm64_r64 if i.op1_kind() == OpKind::Register => {
-            Some((i.op1_register().number() as u8, 0))
-        }
-        Code::Lea_r64_m if i.memory_base().is_gpr64() && i.memory_index() == Register::None => {
-            Some((i.memory_base().number() as u8, i32::try_from(i.memory_displacement64() as i64).ok()?))
+        Code::Lea_r64_m if i.memory_base() == i.op0_register() && i.memory_index() == Register::None => {
+            Some((to, i32::try_from(i.memory_displacement64() as i64).ok()?))
         }
         Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_RAX_imm32 => Some((to, immediate()?)),
         Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_RAX_imm32 => {

@@ -34,7 +34,7 @@ fn a_secret_is_encrypted_with_another() {
     }
     assert!(refusal(&[packed]).contains("'k'"));
     assert!(refusal(&[key, &packed.replace(",iv=AAECAwQFBgcICQoLDA0ODw==", "")]).contains("IV is required"));
-    assert!(refusal(&[key, &packed.replace("Ag==", "AgA=")]).contains("padding"));
+    assert!(refusal(&[key, &packed.replace("WmS3", "XmS3")]).contains("padding"));
     assert!(refusal(&["secret,id=s,data=x,iv=AAAA"]).contains("keyid"));
     assert!(refusal(&["secret,id=s,data=x,keyid=s,iv=AAAA"]).contains("'s'"));
 }

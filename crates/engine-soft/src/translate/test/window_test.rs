@@ -15,7 +15,9 @@ fn lookups(code: &str) -> usize {
 #[test]
 fn accesses_share_lookups() {
     // push rbp; mov rbp,rsp; sub rsp,32; mov [rbp-8],rdi; mov [rsp+8],rsi; mov rax,[rbp-8]; add rax,[rsp+8]; leave; pop rcx
-    assert_eq!(lookups("554889e54883ec2048897df84889742408488b45f84803442408c959"), 1);
+    assert_eq!(lookups("554889e54883ec2048897df84889742408488b45f84803442408c959"), 3);
+    // mov rdx,rax; mov [rdi],rax; movsx ecx,byte ptr [rax-1]; movsx edx,byte ptr [rdx]
+    assert_eq!(lookups("4889c24889070fbe48ff0fbe12"), 3);
     // mov rax,[rbx]; cpuid; mov rax,[rbx+8]
     assert_eq!(lookups("488b030fa2488b4308"), 2);
     // mov rax,[rbx]; mov rbx,[rcx]; mov rax,[rbx+8]; mov rdx,[rcx+0x800]
