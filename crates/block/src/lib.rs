@@ -50,7 +50,7 @@ pub use format::{
 pub use info::{ImageInfo, InfoValue};
 pub use io::{
     Access, FileHandle, FileStorage, FileStorageSpec, IoBuf, IoSrc, LockMode, MemoryStorage, Recorder,
-    RecordingStorage, Run, Storage, StorageExt, StorageInfo,
+    RecordingStorage, Run, Storage, StorageExt, StorageInfo, slice_bufs, slice_srcs,
 };
 pub use job::{Copy, CopySource, commit, copy_differences};
 pub use luks::{LuksDriver, open_secret};

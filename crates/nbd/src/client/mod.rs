@@ -2,7 +2,6 @@
 
 pub(crate) mod connection;
 pub(crate) mod handshake;
-mod parts;
 mod reply;
 mod storage;
 

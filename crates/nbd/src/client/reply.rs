@@ -4,12 +4,11 @@
 
 use std::io::{self, Read};
 
-use umbra_block::IoBuf;
+use umbra_block::{IoBuf, slice_bufs};
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::connection::{Ask, Reader};
-use super::parts;
 use crate::wire::{self, ExtentWord, STRING_MAX, chunk, command, errno};
 use crate::{Error, Result};
 
@@ -154,7 +153,7 @@ impl Taken<'_> {
         match (data, self.payload) {
             (Some(reader), _) => self.data(start, len, reader),
             (None, Payload::Data(bufs)) => {
-                parts::of_bufs(bufs, start, len).iter().for_each(IoBuf::zero);
+                slice_bufs(bufs, start, len).iter().for_each(IoBuf::zero);
                 Ok(())
             }
             (None, _) => Err(wrong()),
@@ -188,7 +187,7 @@ impl Taken<'_> {
     fn data(&mut self, start: u64, len: u64, reader: &mut Reader) -> Result<()> {
         let Payload::Data(bufs) = self.payload else { return Ok(()) };
         let mut bounce = vec![0; BOUNCE.min(usize::try_from(len).unwrap_or(BOUNCE))];
-        for buf in parts::of_bufs(bufs, start, len) {
+        for buf in slice_bufs(bufs, start, len) {
             let mut rest = buf;
             while !rest.is_empty() {
                 let (part, behind) = rest.split_at(bounce.len());

@@ -12,11 +12,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use umbra_block::{
-    Cancel, Error as BlockError, IoBuf, IoSrc, Result as BlockResult, Run, Storage, StorageInfo,
+    Cancel, Error as BlockError, IoBuf, IoSrc, Result as BlockResult, Run, Storage, StorageInfo, slice_bufs,
+    slice_srcs,
 };
 
 use super::connection::Connection;
-use super::parts;
 use crate::address::{Address, Endpoint};
 use crate::channel::Channel;
 use crate::socket::Socket;
@@ -306,9 +306,9 @@ impl Storage for NbdStorage {
     fn readv(&self, offset: u64, bufs: &[IoBuf<'_>]) -> BlockResult<()> {
         let total: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
         let len = self.size().saturating_sub(offset).min(total);
-        parts::of_bufs(bufs, len, total - len).iter().for_each(IoBuf::zero);
+        slice_bufs(bufs, len, total - len).iter().for_each(IoBuf::zero);
         self.pieces(offset, len, |at, part, whole| {
-            self.read_piece(at, &parts::of_bufs(bufs, at - offset, part), part, whole)
+            self.read_piece(at, &slice_bufs(bufs, at - offset, part), part, whole)
         })
         .map_err(self.failed(|| format!("read {total} bytes at {offset} of")))
     }
@@ -318,7 +318,7 @@ impl Storage for NbdStorage {
         self.within("write", offset, total)?;
         self.changing(|| {
             self.pieces(offset, total, |at, part, whole| {
-                self.write_piece(at, &parts::of_srcs(srcs, at - offset, part), part, whole)
+                self.write_piece(at, &slice_srcs(srcs, at - offset, part), part, whole)
             })
         })
         .map_err(self.failed(|| format!("write {total} bytes at {offset} of")))
