@@ -1,4 +1,4 @@
-//! Ciphers over sectors: XTS (IEEE 1619) and CBC, with the ways to number sectors that LUKS names.
+//! Ciphers over sectors: XTS (IEEE 1619) and chains of blocks, with the ways to number sectors that LUKS names.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit
 
 use super::SECTOR;
 use super::hash::Hash;
-use super::modes::{Blockwise, Chaining};
+use super::modes::{Chained, Chaining, Keyed};
 use crate::{Error, Result, SectorCipher};
 
 pub(super) type Block = Array<u8, U16>;
@@ -99,6 +99,16 @@ impl Mode {
             Self::Ecb => "ecb",
         }
     }
+
+    /// How blocks are chained; `None` for XTS, which is no chain.
+    fn chaining(self) -> Option<Chaining> {
+        match self {
+            Self::Xts => None,
+            Self::Cbc => Some(Chaining::Cbc),
+            Self::Ctr => Some(Chaining::Ctr),
+            Self::Ecb => Some(Chaining::Ecb),
+        }
+    }
 }
 
 /// How a sector's number becomes an initialization vector.
@@ -152,20 +162,6 @@ impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16>
 {
 }
 
-/// The number of a sector as a vector.
-fn number(iv: Iv, sector: u64) -> Block {
-    let value = if iv == Iv::Plain { u128::from(sector as u32) } else { u128::from(sector) };
-    Array(value.to_le_bytes())
-}
-
-/// XTS: one key for the data, one for the numbers of sectors.
-struct Xts<C> {
-    data: C,
-    tweak: C,
-    iv: Iv,
-    essiv: Option<Box<dyn VectorCipher>>,
-}
-
 /// Encrypts numbers of sectors.
 pub(super) trait VectorCipher: Send + Sync {
     fn vector(&self, block: &mut Block);
@@ -177,19 +173,51 @@ impl<C: BlockCipher> VectorCipher for C {
     }
 }
 
-fn vector(iv: Iv, essiv: Option<&dyn VectorCipher>, sector: u64) -> Block {
-    let mut block = number(iv, sector);
-    if let Some(cipher) = essiv {
-        cipher.vector(&mut block);
+/// What makes vectors of the numbers of sectors: an [`Iv`] with its key.
+pub(super) enum Vectors {
+    Plain,
+    Plain64,
+    Essiv(Box<dyn VectorCipher>),
+}
+
+impl Vectors {
+    fn new(algorithm: Algorithm, iv: Iv, key: &[u8]) -> Result<Self> {
+        Ok(match iv {
+            Iv::Plain => Self::Plain,
+            Iv::Plain64 => Self::Plain64,
+            Iv::Essiv(hash) => Self::Essiv(essiv(algorithm, &hash.digest(&[key]))?),
+        })
     }
-    block
+
+    /// The vector of a sector. A cipher with shorter blocks takes the beginning.
+    pub(super) fn of(&self, sector: u64) -> Block {
+        let number = if matches!(self, Self::Plain) { u64::from(sector as u32) } else { sector };
+        let mut block = Array(u128::from(number).to_le_bytes());
+        if let Self::Essiv(cipher) = self {
+            cipher.vector(&mut block);
+        }
+        block
+    }
+}
+
+/// XTS: one key for the data, one for the numbers of sectors.
+struct Xts<C> {
+    data: C,
+    tweak: C,
+    vectors: Vectors,
+}
+
+impl<C> fmt::Debug for Xts<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Xts")
+    }
 }
 
 /// Sectors that go through the cipher together: processors do up to 64 blocks at once, and a sector has 32.
 const BATCH: usize = 8;
 const SECTOR_BLOCKS: usize = SECTOR_LEN / BLOCK;
 
-impl<C: BlockCipher> Xts<C> {
+impl<C: BlockCipher> Keyed for Xts<C> {
     fn run(&self, first: u64, data: &mut [u8], encrypt: bool) {
         let mut sector = first;
         let mut tweaks = [0u128; SECTOR_BLOCKS * BATCH];
@@ -197,7 +225,7 @@ impl<C: BlockCipher> Xts<C> {
             let count = sectors.len().div_ceil(SECTOR_LEN);
             let mut starts = [Block::default(); BATCH];
             for start in &mut starts[..count] {
-                *start = vector(self.iv, self.essiv.as_deref(), sector);
+                *start = self.vectors.of(sector);
                 sector = sector.wrapping_add(1);
             }
             self.tweak.encrypt_blocks(&mut starts[..count]);
@@ -226,104 +254,25 @@ fn mask(bytes: &mut [u8], tweaks: &[u128]) {
     }
 }
 
-/// CBC within a sector.
-struct Cbc<C> {
-    data: C,
-    iv: Iv,
-    essiv: Option<Box<dyn VectorCipher>>,
-}
-
-impl<C: BlockCipher> Cbc<C> {
-    fn run(&self, first: u64, data: &mut [u8], encrypt: bool) {
-        for (index, bytes) in data.chunks_exact_mut(SECTOR_LEN).enumerate() {
-            let sector = first.wrapping_add(index as u64);
-            let mut last = u128::from_le_bytes(vector(self.iv, self.essiv.as_deref(), sector).0);
-            for block in bytes.chunks_exact_mut(BLOCK) {
-                let plain = u128::from_le_bytes((&*block).try_into().unwrap_or_default());
-                let mut value = Array(if encrypt { plain ^ last } else { plain }.to_le_bytes());
-                if encrypt {
-                    self.data.encrypt_block(&mut value);
-                    last = u128::from_le_bytes(value.0);
-                } else {
-                    self.data.decrypt_block(&mut value);
-                    value = Array((u128::from_le_bytes(value.0) ^ last).to_le_bytes());
-                    last = plain;
-                }
-                block.copy_from_slice(&value);
-            }
-        }
-    }
-}
-
-impl<C> fmt::Debug for Xts<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Xts")
-    }
-}
-
-impl<C> fmt::Debug for Cbc<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Cbc")
-    }
-}
-
-impl<C: BlockCipher> SectorCipher for Xts<C> {
-    fn sector_size(&self) -> u64 {
-        SECTOR
-    }
-
-    fn encrypt(&self, sector: u64, data: &mut [u8]) {
-        self.run(sector, data, true);
-    }
-
-    fn decrypt(&self, sector: u64, data: &mut [u8]) {
-        self.run(sector, data, false);
-    }
-}
-
-impl<C: BlockCipher> SectorCipher for Cbc<C> {
-    fn sector_size(&self) -> u64 {
-        SECTOR
-    }
-
-    fn encrypt(&self, sector: u64, data: &mut [u8]) {
-        self.run(sector, data, true);
-    }
-
-    fn decrypt(&self, sector: u64, data: &mut [u8]) {
-        self.run(sector, data, false);
-    }
-}
-
 /// CAST-128, whose blocks are too short for XTS.
 fn cast5(mode: Mode, iv: Iv, key: &[u8]) -> Result<Arc<dyn SectorCipher>> {
-    essiv(Algorithm::Cast5, iv, key)?;
-    let chaining = match mode {
-        Mode::Xts => return Err(Error::Unsupported("Unsupported cipher mode xts".to_owned())),
-        Mode::Cbc => Chaining::Cbc,
-        Mode::Ctr => Chaining::Ctr,
-        Mode::Ecb => Chaining::Ecb,
-    };
-    let cipher =
-        cast5::Cast5::new_from_slice(key).map_err(|_| Error::corrupt("a key of the wrong length"))?;
-    Ok(Arc::new(Blockwise::new(cipher, chaining, iv == Iv::Plain, None)))
+    let vectors = Vectors::new(Algorithm::Cast5, iv, key)?;
+    let chaining =
+        mode.chaining().ok_or_else(|| Error::Unsupported("Unsupported cipher mode xts".to_owned()))?;
+    Ok(Arc::new(Chained { cipher: keyed::<cast5::Cast5>(key)?, chaining, vectors }))
 }
 
-fn keyed<C: BlockCipher + KeyInit>(key: &[u8]) -> Result<C> {
+fn keyed<C: KeyInit>(key: &[u8]) -> Result<C> {
     C::new_from_slice(key).map_err(|_| Error::corrupt("a key of the wrong length"))
 }
 
-/// The cipher that turns sector numbers into vectors, keyed with a hash of the key: of the data's algorithm, with a key
-/// as long as the hash.
-fn essiv(algorithm: Algorithm, iv: Iv, key: &[u8]) -> Result<Option<Box<dyn VectorCipher>>> {
-    let Iv::Essiv(hash) = iv else { return Ok(None) };
-    let salt = hash.digest(&[key]);
-    let name = algorithm.luks_name();
-    Ok(Some(match (name, salt.len()) {
-        ("aes", 16) => Box::new(keyed::<aes::Aes128>(&salt)?),
-        ("aes", 32) => Box::new(keyed::<aes::Aes256>(&salt)?),
-        ("serpent", 16 | 32) => Box::new(keyed::<serpent::Serpent>(&salt)?),
-        ("twofish", 16 | 32) => Box::new(keyed::<twofish::Twofish>(&salt)?),
+/// The cipher that turns sector numbers into vectors: of the data's algorithm, keyed with a hash of its key.
+fn essiv(algorithm: Algorithm, salt: &[u8]) -> Result<Box<dyn VectorCipher>> {
+    Ok(match (algorithm.luks_name(), salt.len()) {
+        ("aes", 16) => Box::new(keyed::<aes::Aes128>(salt)?),
+        ("aes", 32) => Box::new(keyed::<aes::Aes256>(salt)?),
+        ("serpent", 16 | 32) => Box::new(keyed::<serpent::Serpent>(salt)?),
+        ("twofish", 16 | 32) => Box::new(keyed::<twofish::Twofish>(salt)?),
         ("cast5", _) => {
             return Err(Error::Unsupported(format!("Cipher {} not supported with essiv", algorithm.name())));
         }
@@ -335,7 +284,7 @@ fn essiv(algorithm: Algorithm, iv: Iv, key: &[u8]) -> Result<Option<Box<dyn Vect
             };
             return Err(Error::Unsupported(format!("No {name} cipher with key size {len} available")));
         }
-    }))
+    })
 }
 
 fn with<C: BlockCipher + KeyInit>(
@@ -344,15 +293,13 @@ fn with<C: BlockCipher + KeyInit>(
     iv: Iv,
     key: &[u8],
 ) -> Result<Arc<dyn SectorCipher>> {
-    let essiv = essiv(algorithm, iv, key)?;
-    Ok(match mode {
-        Mode::Xts => {
+    let vectors = Vectors::new(algorithm, iv, key)?;
+    Ok(match mode.chaining() {
+        None => {
             let (data, tweak) = key.split_at(key.len() / 2);
-            Arc::new(Xts { data: keyed::<C>(data)?, tweak: keyed::<C>(tweak)?, iv, essiv })
+            Arc::new(Xts { data: keyed::<C>(data)?, tweak: keyed::<C>(tweak)?, vectors })
         }
-        Mode::Cbc => Arc::new(Cbc { data: keyed::<C>(key)?, iv, essiv }),
-        Mode::Ctr => Arc::new(Blockwise::new(keyed::<C>(key)?, Chaining::Ctr, iv == Iv::Plain, essiv)),
-        Mode::Ecb => Arc::new(Blockwise::new(keyed::<C>(key)?, Chaining::Ecb, iv == Iv::Plain, None)),
+        Some(chaining) => Arc::new(Chained { cipher: keyed::<C>(key)?, chaining, vectors }),
     })
 }
 

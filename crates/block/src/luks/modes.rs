@@ -1,40 +1,32 @@
-//! Modes and ciphers that old images have: ECB, CBC and CTR over any block cipher, a block at a time.
+//! Modes over sectors in which a block is chained to the one before, or to none: ECB, CBC and CTR, over any block cipher.
 //!
 //! Authority: NIST SP 800-38A; RFC 2144 for CAST-128, whose blocks are of 8 bytes.
 
 use std::fmt;
 
-use aes::cipher::array::Array;
 use aes::cipher::{Block, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser};
 
 use super::SECTOR;
-use super::cipher::VectorCipher;
+use super::cipher::Vectors;
 use crate::SectorCipher;
 
-/// A block cipher of any size of block.
-trait OneBlock: Send + Sync {
-    fn len(&self) -> usize;
-    fn encrypt(&self, block: &mut [u8]);
-    fn decrypt(&self, block: &mut [u8]);
+/// A mode with its keys.
+pub(super) trait Keyed: fmt::Debug + Send + Sync {
+    /// Encrypts or decrypts whole sectors, the first of which has the number `first`.
+    fn run(&self, first: u64, data: &mut [u8], encrypt: bool);
 }
 
-impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser + Send + Sync> OneBlock for C {
-    fn len(&self) -> usize {
-        C::block_size()
+impl<K: Keyed> SectorCipher for K {
+    fn sector_size(&self) -> u64 {
+        SECTOR
     }
 
-    fn encrypt(&self, block: &mut [u8]) {
-        if let Ok(block) = <&mut Array<u8, C::BlockSize>>::try_from(block) {
-            let block: &mut Block<C> = block;
-            self.encrypt_block(block);
-        }
+    fn encrypt(&self, sector: u64, data: &mut [u8]) {
+        self.run(sector, data, true);
     }
 
-    fn decrypt(&self, block: &mut [u8]) {
-        if let Ok(block) = <&mut Array<u8, C::BlockSize>>::try_from(block) {
-            let block: &mut Block<C> = block;
-            self.decrypt_block(block);
-        }
+    fn decrypt(&self, sector: u64, data: &mut [u8]) {
+        self.run(sector, data, false);
     }
 }
 
@@ -46,75 +38,63 @@ pub(super) enum Chaining {
     Ctr,
 }
 
-/// A cipher over sectors, a block at a time.
-pub(super) struct Blockwise {
-    cipher: Box<dyn OneBlock>,
-    chaining: Chaining,
-    /// Numbers of sectors have 32 bits.
-    short: bool,
-    essiv: Option<Box<dyn VectorCipher>>,
+/// A cipher over sectors, a block after the other.
+pub(super) struct Chained<C> {
+    pub cipher: C,
+    pub chaining: Chaining,
+    pub vectors: Vectors,
 }
 
-impl fmt::Debug for Blockwise {
+impl<C> fmt::Debug for Chained<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Blockwise({:?})", self.chaining)
+        write!(f, "Chained({:?})", self.chaining)
     }
 }
 
-impl Blockwise {
-    /// `short`: the vectors are of numbers of 32 bits.
-    pub(super) fn new(
-        cipher: impl BlockCipherEncrypt + BlockCipherDecrypt + Send + Sync + 'static,
-        chaining: Chaining,
-        short: bool,
-        essiv: Option<Box<dyn VectorCipher>>,
-    ) -> Self {
-        Self { cipher: Box::new(cipher), chaining, short, essiv }
-    }
-
-    /// The vector of a sector, of a block's length.
-    fn vector(&self, sector: u64) -> Vec<u8> {
-        let number = if self.short { sector & 0xffff_ffff } else { sector };
-        let mut whole = Array(u128::from(number).to_le_bytes());
-        if let Some(essiv) = &self.essiv {
-            essiv.vector(&mut whole);
-        }
-        whole[..self.cipher.len()].to_vec()
-    }
-
+impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser + Send + Sync> Keyed for Chained<C> {
     fn run(&self, first: u64, data: &mut [u8], encrypt: bool) {
-        let len = self.cipher.len();
-        let mut sector = first;
-        for bytes in data.chunks_exact_mut(SECTOR as usize) {
-            let mut vector = self.vector(sector);
-            sector = sector.wrapping_add(1);
-            for block in bytes.chunks_exact_mut(len) {
-                self.block(block, &mut vector, encrypt);
+        for (index, sector) in data.chunks_exact_mut(SECTOR as usize).enumerate() {
+            let (blocks, _) = Block::<C>::slice_as_chunks_mut(sector);
+            let vector = || {
+                let whole = self.vectors.of(first.wrapping_add(index as u64));
+                Block::<C>::from_fn(|place| whole[place])
+            };
+            match (self.chaining, encrypt) {
+                (Chaining::Ecb, true) => self.cipher.encrypt_blocks(blocks),
+                (Chaining::Ecb, false) => self.cipher.decrypt_blocks(blocks),
+                (Chaining::Cbc, true) => self.encrypt_cbc(blocks, vector()),
+                (Chaining::Cbc, false) => self.decrypt_cbc(blocks, vector()),
+                (Chaining::Ctr, _) => self.ctr(blocks, vector()),
             }
         }
     }
+}
 
-    fn block(&self, block: &mut [u8], vector: &mut [u8], encrypt: bool) {
-        match (self.chaining, encrypt) {
-            (Chaining::Ecb, true) => self.cipher.encrypt(block),
-            (Chaining::Ecb, false) => self.cipher.decrypt(block),
-            (Chaining::Cbc, true) => {
-                mix(block, vector);
-                self.cipher.encrypt(block);
-                vector.copy_from_slice(block);
-            }
-            (Chaining::Cbc, false) => {
-                let packed = block.to_vec();
-                self.cipher.decrypt(block);
-                mix(block, vector);
-                vector.copy_from_slice(&packed);
-            }
-            (Chaining::Ctr, _) => {
-                let mut stream = vector.to_vec();
-                self.cipher.encrypt(&mut stream);
-                mix(block, &stream);
-                count_up(vector);
-            }
+impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser> Chained<C> {
+    fn encrypt_cbc(&self, blocks: &mut [Block<C>], mut last: Block<C>) {
+        for block in blocks {
+            mix(block, &last);
+            self.cipher.encrypt_block(block);
+            last.clone_from(block);
+        }
+    }
+
+    fn decrypt_cbc(&self, blocks: &mut [Block<C>], mut last: Block<C>) {
+        for block in blocks {
+            let packed = block.clone();
+            self.cipher.decrypt_block(block);
+            mix(block, &last);
+            last = packed;
+        }
+    }
+
+    /// The same in both directions.
+    fn ctr(&self, blocks: &mut [Block<C>], mut counter: Block<C>) {
+        for block in blocks {
+            let mut stream = counter.clone();
+            self.cipher.encrypt_block(&mut stream);
+            mix(block, &stream);
+            count_up(&mut counter);
         }
     }
 }
@@ -130,19 +110,5 @@ fn count_up(number: &mut [u8]) {
         if *byte != 0 {
             return;
         }
-    }
-}
-
-impl SectorCipher for Blockwise {
-    fn sector_size(&self) -> u64 {
-        SECTOR
-    }
-
-    fn encrypt(&self, sector: u64, data: &mut [u8]) {
-        self.run(sector, data, true);
-    }
-
-    fn decrypt(&self, sector: u64, data: &mut [u8]) {
-        self.run(sector, data, false);
     }
 }
