@@ -37,10 +37,15 @@ pub(crate) struct Fetch {
     pub global: bool,
 }
 
+/// The number of the TLB entry of a linear address in a class.
+fn index_of(class: Class, linear: u64) -> usize {
+    class as usize * ENTRIES + (linear >> 12) as usize % ENTRIES
+}
+
 impl Cpu {
     /// Translates one address for a data access of a class.
     pub(crate) fn page(&mut self, linear: u64, class: Class, write: bool) -> Exec<Page> {
-        let index = class as usize * ENTRIES + (linear >> 12) as usize % ENTRIES;
+        let index = index_of(class, linear);
         let tag = linear & !0xfff | self.tlb.context;
         let entry = &self.tlb.entries[index];
         if entry.read == tag && (!write || entry.frame & WRITABLE != 0) {
@@ -74,8 +79,8 @@ impl Cpu {
 
     /// Whether writes to a page are allowed and need set no flag in the page tables.
     pub(crate) fn is_dirty(&mut self, linear: u64, class: Class) -> bool {
-        let index = class as usize * ENTRIES + (linear >> 12) as usize % ENTRIES;
-        self.page(linear, class, false).is_ok() && self.tlb.entries[index].frame & WRITABLE != 0
+        self.page(linear, class, false).is_ok()
+            && self.tlb.entries[index_of(class, linear)].frame & WRITABLE != 0
     }
 
     /// Lets writes to a page go past the slow path, if nobody must be told of them.

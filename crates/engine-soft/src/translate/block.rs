@@ -447,7 +447,7 @@ impl Builder<'_> {
             return Some(());
         }
         let keeps = matches!(item.form, Form::Push | Form::Pop | Form::Leave);
-        if !keeps || !self.windows.serve(self.item, 1) {
+        if !keeps || !self.windows.serve(self.item) {
             if before != 0 {
                 self.keep_flags();
             }
@@ -470,7 +470,7 @@ impl Builder<'_> {
 
     fn copied(&mut self, i: &Instruction, copied: Copied, before: u32) -> Option<()> {
         let unit = vector::bit(copied.unit) & !self.vector;
-        let looks_up = copied.len > 0 && !self.windows.serve(self.item, 1);
+        let looks_up = copied.len > 0 && !self.windows.serve(self.item);
         if before != 0 && (unit != 0 || looks_up) {
             self.keep_flags();
         }

@@ -94,11 +94,15 @@ impl Cpu {
         Exit::Fault
     }
 
+    /// The block that is remembered at a site, if its code has not changed.
+    pub(super) fn block_of(&mut self, site: Site) -> Option<*mut Block> {
+        // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
+        self.cache.block(site.block).filter(|block| unsafe { (**block).is_current() })
+    }
+
     /// The block at RIP, which the site of a link in the same page leads to.
     pub(crate) fn find_linked(&mut self, number: u32) -> Exec<*mut Block> {
-        let known = self.translator.sites.get(number as usize).and_then(|site| self.cache.block(site.block));
-        // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
-        if let Some(block) = known.filter(|block| unsafe { (**block).is_current() }) {
+        if let Some(block) = self.block_of(self.translator.sites[number as usize]) {
             return Ok(block);
         }
         let epoch = self.cache.epoch;

@@ -49,6 +49,13 @@ pub(super) enum Kind {
     Exit,
 }
 
+impl Kind {
+    /// Whether its slow path may ask again where it came from.
+    pub(super) fn is_retried(self) -> bool {
+        matches!(self, Self::Access { .. } | Self::Window { .. } | Self::Vector(_))
+    }
+}
+
 /// A place in a translation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Site {

@@ -103,16 +103,14 @@ impl Cpu {
         if !self.before_interpreted() {
             return self.leave_with(Exit::State, None);
         }
-        // SAFETY: blocks stay until the cache is emptied, after which the sites are forgotten before any translation runs.
-        let known = self.cache.block(site.block).filter(|block| unsafe { (**block).is_current() });
-        let block = match known {
+        let block = match self.block_of(site) {
             Some(block) => block,
             None => match self.look_up_block(Want::Alone) {
                 Ok(block) => block,
                 Err(fault) => return self.leave_with(Exit::Fault, Some(fault)),
             },
         };
-        // SAFETY: as above, or it was looked up just now.
+        // SAFETY: it is remembered or was looked up just now, and nothing has emptied the cache since.
         let is_same = unsafe { (*block).lasting && (*block).version == site.version };
         if self.cache.epoch == epoch && is_same {
             self.translator.sites[number].block = self.cache.id(block);

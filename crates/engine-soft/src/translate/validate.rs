@@ -89,14 +89,10 @@ pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site], own: [usize; 2
         return;
     }
     let version = block.code.wrapping_byte_add(CodePage::VERSION_OFFSET) as u64;
-    let retries = sites
-        .iter()
-        .filter(|s| matches!(s.kind, Kind::Access { .. } | Kind::Window { .. } | Kind::Vector(_)));
-    let resumed = sites.iter().filter(|s| {
-        matches!(s.kind, Kind::Access { .. } | Kind::Window { .. } | Kind::Vector(_) | Kind::Call)
-    });
+    let resumed = sites.iter().filter(|s| s.kind.is_retried() || s.kind == Kind::Call);
     let entries = own.into_iter().map(|at| at as u32).chain(resumed.map(|s| s.resume)).collect();
-    let given = &Given { version, entries, retries: retries.map(|s| s.at).collect() };
+    let retries = sites.iter().filter(|s| s.kind.is_retried()).map(|s| s.at).collect();
+    let given = &Given { version, entries, retries };
     #[cfg(test)]
     seen::note(code, given);
     if let Err(violation) = validate(code, given) {

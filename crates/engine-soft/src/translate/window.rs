@@ -38,18 +38,21 @@ const RSP: u8 = 4;
 const RBP: u8 = 5;
 const WORD: i32 = 8;
 
-/// A number that is not known: a name, and what has been added.
+/// What a register holds: what it held since it was written last, and what has been added since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Number {
-    name: u32,
+    register: u8,
+    /// Counts how often it has been written.
+    version: u32,
     plus: i32,
 }
 
 /// What addresses of a window start from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Root {
-    /// A number's name.
-    Name(u32),
+    Nothing,
+    /// A register, and its version.
+    Register(u8, u32),
     /// The page of the code.
     Page,
     /// A base, and an index with the shift of its scale.
@@ -197,10 +200,9 @@ impl Windows {
         self.open.contains(&Some(window as u16))
     }
 
-    /// Whether instruction `item` looks nothing up, because all that it accesses is in open windows.
-    pub(super) fn serve(&self, item: usize, accesses: usize) -> bool {
-        let mut own = self.uses.iter().filter(|u| u.item == item);
-        own.clone().count() == accesses && own.all(|u| self.is_open(u.window))
+    /// Whether the access of instruction `item`, its only one, is in an open window.
+    pub(super) fn serve(&self, item: usize) -> bool {
+        self.uses.iter().any(|u| u.item == item && self.is_open(u.window))
     }
 
     /// Whether one that is open is needed after instruction `item`.
@@ -246,22 +248,12 @@ fn accesses(item: &Item) -> [Option<Access>; 2] {
 /// What general registers hold. That two of them hold the same is not followed: the interpreter may do an instruction between, after which the validator
 /// does not know it any more.
 #[derive(Debug)]
-struct Numbers {
-    registers: [Number; 16],
-    last: u32,
-}
+struct Numbers([Number; 16]);
 
 impl Numbers {
-    /// The name of the number zero.
-    const ZERO: u32 = u32::MAX;
-
-    fn new() -> Self {
-        Self { registers: std::array::from_fn(|n| Number { name: n as u32, plus: 0 }), last: 15 }
-    }
-
     /// Goes past instructions, with what registers hold before each.
     fn go_past(items: &[Item], mut each: impl FnMut(usize, &Item, &Self)) {
-        let mut numbers = Self::new();
+        let mut numbers = Self(std::array::from_fn(|n| Number { register: n as u8, version: 0, plus: 0 }));
         for (n, item) in items.iter().enumerate() {
             each(n, item, &numbers);
             numbers.follow(item);
@@ -269,20 +261,19 @@ impl Numbers {
     }
 
     fn get(&self, guest: u8) -> Number {
-        self.registers[usize::from(guest)]
+        self.0[usize::from(guest)]
     }
 
     /// A register is written.
     fn forget(&mut self, guest: u8) {
-        self.last += 1;
-        self.registers[usize::from(guest)] = Number { name: self.last, plus: 0 };
+        let number = &mut self.0[usize::from(guest)];
+        (number.version, number.plus) = (number.version + 1, 0);
     }
 
     /// So much is added to a register.
     fn add(&mut self, guest: u8, more: i32) {
-        let Number { name, plus } = self.get(guest);
-        match plus.checked_add(more).filter(|plus| plus.unsigned_abs() < FAR) {
-            Some(plus) => self.registers[usize::from(guest)] = Number { name, plus },
+        match self.get(guest).plus.checked_add(more).filter(|plus| plus.unsigned_abs() < FAR) {
+            Some(plus) => self.0[usize::from(guest)].plus = plus,
             None => self.forget(guest),
         }
     }
@@ -295,10 +286,10 @@ impl Numbers {
                 Some((Root::Sum(base.map(|n| self.get(n)), self.get(index), shift), disp))
             }
             (Some(base), None) => {
-                let Number { name, plus } = self.get(base);
-                Some((Root::Name(name), plus.checked_add(disp)?))
+                let Number { version, plus, .. } = self.get(base);
+                Some((Root::Register(base, version), plus.checked_add(disp)?))
             }
-            (None, None) => Some((Root::Name(Self::ZERO), disp)),
+            (None, None) => Some((Root::Nothing, disp)),
         };
         match address {
             Address::Near { base, disp } => sum(Some(guest(base)), None, disp),
@@ -307,24 +298,24 @@ impl Numbers {
                 sum(mem.base.map(guest), mem.index.map(|(n, shift)| (guest(n), shift)), mem.disp)
             }
             Address::Kept { base, index, disp, narrow: false, segment: None } => match base {
-                Base::Page => Some((Root::Page, disp)),
                 Base::Register(base) => sum(Some(base), index, disp),
                 Base::None => sum(None, index, disp),
+                Base::Page => None,
             },
             _ => None,
         }
     }
 
-    /// An address so many bytes from a root, if registers hold what it takes.
+    /// An address so many bytes from a root, if registers still hold what it takes.
     fn address(&self, root: Root, at: i32) -> Option<Address> {
         let kept = |base, index, disp| Address::Kept { base, index, disp, narrow: false, segment: None };
-        let holder = |number: Number| (0..16).find(|n| self.get(*n) == number);
+        let holder = |number: Number| (self.get(number.register) == number).then_some(number.register);
         match root {
             Root::Page => Some(Address::Page { disp: at }),
-            Root::Name(Self::ZERO) => Some(kept(Base::None, None, at)),
-            Root::Name(name) => {
-                let base = (0..16).find(|n| self.get(*n).name == name)?;
-                let disp = at.checked_sub(self.get(base).plus)?;
+            Root::Nothing => Some(kept(Base::None, None, at)),
+            Root::Register(base, version) => {
+                let Number { plus, .. } = Some(self.get(base)).filter(|n| n.version == version)?;
+                let disp = at.checked_sub(plus)?;
                 Some(match is_resident(base) {
                     true => kept(Base::Register(base), None, disp),
                     false => Address::Near { base: host_of(base), disp },
@@ -346,7 +337,7 @@ impl Numbers {
         let i = &item.instruction;
         let number = |r: Register| r.full_register().number() as u8;
         match item.form {
-            _ if ends_windows(item) => *self = Self { registers: Self::new().registers, ..*self },
+            _ if ends_windows(item) => (0..16).for_each(|n| self.forget(n)),
             Form::Push | Form::PushMemory => self.add(RSP, -WORD),
             Form::Pop => {
                 self.add(RSP, WORD);
