@@ -121,8 +121,7 @@ impl<'a> Negotiation<'a> {
         let wants_tls = self.server.tls.is_some() && !self.channel.is_tls();
         if len > OPTION_MAX {
             self.skip(len)?;
-            self.refuse(option, reply::ERR_TOO_BIG, "this option is too long")?;
-            return Ok(Next::Option);
+            return self.refuse(option, reply::ERR_TOO_BIG, "this option is too long");
         }
         let mut payload = vec![0; len as usize];
         self.channel.fill(&mut payload)?;
@@ -134,10 +133,7 @@ impl<'a> Negotiation<'a> {
             }
             option::STARTTLS => self.start_tls(&payload),
             option::EXPORT_NAME if wants_tls => Err(Error::protocol("a client that does not do TLS")),
-            _ if wants_tls => {
-                self.refuse(option, reply::ERR_TLS_REQD, "TLS is needed here")?;
-                Ok(Next::Option)
-            }
+            _ if wants_tls => self.refuse(option, reply::ERR_TLS_REQD, "TLS is needed here"),
             option::EXPORT_NAME => self.by_name(&payload),
             option::LIST => self.list(&payload),
             option::INFO | option::GO => self.info(option, &payload),
@@ -147,10 +143,7 @@ impl<'a> Negotiation<'a> {
             }
             option::STRUCTURED_REPLY => self.invalid(option),
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.contexts(option, &payload),
-            _ => {
-                self.refuse(option, reply::ERR_UNSUP, "this option is not known here")?;
-                Ok(Next::Option)
-            }
+            _ => self.refuse(option, reply::ERR_UNSUP, "this option is not known here"),
         }
     }
 
@@ -185,13 +178,12 @@ impl<'a> Negotiation<'a> {
         Ok(Next::Option)
     }
 
-    fn refuse(&self, option: u32, kind: u32, message: &str) -> Result<()> {
-        self.send(option, kind, &[message.as_bytes()])
+    fn refuse(&self, option: u32, kind: u32, message: &str) -> Result<Next<'a>> {
+        self.reply(option, kind, &[message.as_bytes()])
     }
 
     fn invalid(&self, option: u32) -> Result<Next<'a>> {
-        self.refuse(option, reply::ERR_INVALID, "this option is not what it should be")?;
-        Ok(Next::Option)
+        self.refuse(option, reply::ERR_INVALID, "this option is not what it should be")
     }
 
     fn start_tls(&mut self, payload: &[u8]) -> Result<Next<'a>> {
@@ -200,8 +192,7 @@ impl<'a> Negotiation<'a> {
             return self.invalid(option);
         }
         let Some(tls) = &self.server.tls else {
-            self.refuse(option, reply::ERR_POLICY, "this server does not do TLS")?;
-            return Ok(Next::Option);
+            return self.refuse(option, reply::ERR_POLICY, "this server does not do TLS");
         };
         self.send(option, reply::ACK, &[])?;
         self.channel = self.channel.clone().into_tls_server(tls)?;
@@ -255,12 +246,11 @@ impl<'a> Negotiation<'a> {
         }
         let server = self.server;
         let Some(export) = server.find(name) else {
-            self.refuse(
+            return self.refuse(
                 option,
                 reply::ERR_UNKNOWN,
                 &format!("export '{}' is not here", wire::shown(name.as_bytes())),
-            )?;
-            return Ok(Next::Option);
+            );
         };
         let told = ExportInfo {
             kind: U16::new(info::EXPORT),
@@ -291,8 +281,11 @@ impl<'a> Negotiation<'a> {
         if sets {
             self.progress.allocation_of = None;
             if !self.progress.structured {
-                self.refuse(option, reply::ERR_INVALID, "structured replies have to be negotiated first")?;
-                return Ok(Next::Option);
+                return self.refuse(
+                    option,
+                    reply::ERR_INVALID,
+                    "structured replies have to be negotiated first",
+                );
             }
         }
         let Some(name) = string(&mut payload) else { return self.invalid(option) };
@@ -308,8 +301,7 @@ impl<'a> Negotiation<'a> {
         }
         let server = self.server;
         let Some(export) = server.find(name) else {
-            self.refuse(option, reply::ERR_UNKNOWN, "this export is not here")?;
-            return Ok(Next::Option);
+            return self.refuse(option, reply::ERR_UNKNOWN, "this export is not here");
         };
         if found {
             // A list has no numbers to select by.

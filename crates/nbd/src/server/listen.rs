@@ -138,13 +138,13 @@ impl Drop for Listener {
 }
 
 /// Clients that are connected.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Clients {
     live: Mutex<BTreeMap<u64, Client>>,
     /// Those that have opened an export, now or before.
     served: AtomicU64,
     /// Wakes who takes clients in.
-    wake: Option<UnixStream>,
+    wake: UnixStream,
 }
 
 #[derive(Debug)]
@@ -175,7 +175,7 @@ impl Server {
         for end in [&wake, &woken] {
             end.set_nonblocking(true).map_err(Error::host("set up a pair of sockets"))?;
         }
-        let clients = Arc::new(Clients { wake: Some(wake), ..Clients::default() });
+        let clients = Arc::new(Clients { live: Mutex::default(), served: AtomicU64::new(0), wake });
         let ended = self.take_all_in(listeners, options, &clients, &mut woken, &tell);
         dismiss(&clients);
         for export in &self.exports {
@@ -277,7 +277,7 @@ impl Drop for Leaves {
     fn drop(&mut self) {
         self.clients.lock().remove(&self.number);
         // When there is no room, enough has come to wake it.
-        let _ = self.clients.wake.as_ref().map(|mut wake| wake.write(&[0]));
+        let _ = (&self.clients.wake).write(&[0]);
     }
 }
 

@@ -10,6 +10,7 @@ mod request;
 mod session;
 
 use std::fmt;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,23 +98,17 @@ impl Server {
     fn serve_channel(&self, channel: Channel, opened: impl FnOnce()) -> Result<()> {
         channel.socket().set_deadline(Some(Instant::now() + HANDSHAKE))?;
         let early = channel.clone();
-        let agreed = handshake::negotiate(self, channel);
-        match agreed {
-            Ok(Some(agreed)) => {
-                agreed.channel.socket().set_deadline(None)?;
-                opened();
-                let done = session::run(&agreed);
-                agreed.channel.end(&[]);
-                done
+        let agreed = match handshake::negotiate(self, channel) {
+            Ok(Some(agreed)) => agreed,
+            left => {
+                early.socket().shutdown(Shutdown::Both);
+                return left.map(drop);
             }
-            Ok(None) => {
-                early.socket().shutdown(std::net::Shutdown::Both);
-                Ok(())
-            }
-            Err(error) => {
-                early.socket().shutdown(std::net::Shutdown::Both);
-                Err(error)
-            }
-        }
+        };
+        agreed.channel.socket().set_deadline(None)?;
+        opened();
+        let done = session::run(&agreed);
+        agreed.channel.end(&[]);
+        done
     }
 }

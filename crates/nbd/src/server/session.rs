@@ -3,7 +3,7 @@
 
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 
@@ -33,7 +33,6 @@ pub struct Session<'a> {
     idle: AtomicUsize,
     bytes: Mutex<u64>,
     bytes_given: Condvar,
-    failed: AtomicBool,
 }
 
 struct Reading {
@@ -68,7 +67,6 @@ pub fn run(agreed: &Agreed<'_>) -> Result<()> {
         idle: AtomicUsize::new(0),
         bytes: Mutex::new(0),
         bytes_given: Condvar::new(),
-        failed: AtomicBool::new(false),
     };
     std::thread::scope(|scope| session.work(scope));
     lock(&session.reading).ended.take().unwrap_or(Ok(()))
@@ -96,8 +94,9 @@ impl Session<'_> {
             let weight = ordered.weight;
             spare = match request::carry_out(self, ordered) {
                 Ok(spare) => spare,
-                Err(error) => {
-                    self.fail(&error);
+                Err(_) => {
+                    // The client takes no more replies: nothing more is read either.
+                    self.agreed.channel.socket().shutdown(Shutdown::Both);
                     Vec::new()
                 }
             };
@@ -168,13 +167,6 @@ impl Session<'_> {
             let mut bytes = lock(&self.bytes);
             *bytes = bytes.saturating_sub(weight);
             self.bytes_given.notify_all();
-        }
-    }
-
-    /// The client takes no more replies: nothing more is read either.
-    fn fail(&self, _error: &io::Error) {
-        if !self.failed.swap(true, Ordering::SeqCst) {
-            self.agreed.channel.socket().shutdown(Shutdown::Both);
         }
     }
 }
