@@ -173,7 +173,7 @@ impl Address {
         let endpoint = match place.strip_prefix("unix:") {
             Some("") => return Err(Error::address("File name missing in the address of an NBD server")),
             Some(path) => Endpoint::Unix(path.into()),
-            None if !place.trim_start_matches(|c| c != ']').contains(':') && !place.contains(':') => {
+            None if !place.contains(':') => {
                 return Err(Error::address(format!("error parsing address '{place}'")));
             }
             None => host_and_port(place)?,

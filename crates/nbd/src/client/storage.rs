@@ -154,8 +154,7 @@ impl NbdStorage {
     }
 
     fn failed(&self, doing: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> BlockError {
-        let name = self.name.clone();
-        move |error| BlockError::io(doing(), name, error)
+        move |error| BlockError::io(doing(), &self.name, error)
     }
 
     /// Fails for a range that does not lie in the export: it cannot grow.
@@ -170,7 +169,8 @@ impl NbdStorage {
         }
     }
 
-    /// Calls `work` with whole blocks of up to a step each; `None` of it stands for parts of blocks at either end.
+    /// Calls `work` with offset and length of each piece, and whether it is whole blocks, of up to a step; others are parts
+    /// of one block, at either end.
     fn pieces(
         &self,
         offset: u64,
