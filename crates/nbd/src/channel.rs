@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustls::{ClientConnection, Connection, ServerConnection};
@@ -14,7 +14,7 @@ use umbra_block::Cancel;
 
 use crate::socket::Socket;
 use crate::tls::{TlsClient, TlsServer};
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// Bytes that are encrypted before they are sent.
 const PIECE: usize = 64 << 10;
@@ -43,10 +43,6 @@ struct Received {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn tls_error(error: rustls::Error) -> io::Error {

@@ -7,6 +7,8 @@
 //! Authority: `doc/proto.md` and `doc/uri.md` of the NetworkBlockDevice project.
 #![forbid(unsafe_code)]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod address;
 mod channel;
 mod client;
@@ -32,3 +34,9 @@ pub use client::NbdStorage;
 pub use error::{Error, Result};
 pub use server::{Ended, Export, Listener, ServeOptions, Server};
 pub use tls::{TlsClient, TlsServer};
+pub use wire::PORT;
+
+/// Takes a lock, also after a thread that had it has panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -6,10 +6,12 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use umbra_block::Cancel;
+
+use crate::lock;
 
 /// How long a connection may be silent before the host asks whether the peer is still there, and between two questions.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
@@ -99,7 +101,7 @@ impl Socket {
 
     /// Everything has to be done by then; `None` lifts it.
     pub fn set_deadline(&self, deadline: Option<Instant>) -> io::Result<()> {
-        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+        *lock(&self.deadline) = deadline;
         self.timed.store(deadline.is_some(), Ordering::Release);
         if deadline.is_none() {
             on!(self, stream => {
@@ -145,7 +147,7 @@ impl Socket {
         if !self.timed.load(Ordering::Acquire) {
             return Ok(None);
         }
-        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = *lock(&self.deadline);
         let Some(deadline) = deadline else { return Ok(None) };
         let left = deadline.saturating_duration_since(Instant::now());
         // The host takes no timeout of zero.

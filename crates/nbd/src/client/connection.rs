@@ -6,7 +6,7 @@
 
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use umbra_block::{Cancel, IoBuf, IoSrc};
@@ -18,7 +18,7 @@ use super::reply::{Head, Payload, take};
 use crate::channel::Channel;
 use crate::tls::TlsClient;
 use crate::wire::{self, ChunkHead, CommandFlags, Request, SimpleReply, command};
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// Requests in flight: as many as QEMU's server serves at once.
 const IN_FLIGHT: usize = 16;
@@ -90,10 +90,6 @@ impl Ask {
             len: U32::new(self.len),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connection {

@@ -7,8 +7,8 @@
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use umbra_block::{
@@ -22,7 +22,7 @@ use crate::channel::Channel;
 use crate::socket::Socket;
 use crate::tls::TlsClient;
 use crate::wire::{Allocation, CommandFlags, PAYLOAD_MAX, Transmission, command};
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// How long connecting and the handshake may take, each.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -211,7 +211,7 @@ impl NbdStorage {
         if whole {
             return self.connection.write(at, len as u32, srcs);
         }
-        let _alone = self.part_of_block.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.part_of_block);
         let mut bytes = vec![0; self.block() as usize];
         let within = at % self.block();
         self.connection.read(at - within, bytes.len() as u32, &[IoBuf::new(&mut bytes)])?;
@@ -237,7 +237,7 @@ impl NbdStorage {
     fn changing<T>(&self, work: impl FnOnce() -> T) -> T {
         let forget = || {
             self.changes.fetch_add(1, Ordering::SeqCst);
-            self.runs.lock().unwrap_or_else(PoisonError::into_inner).list.clear();
+            lock(&self.runs).list.clear();
         };
         forget();
         let result = work();
@@ -263,7 +263,7 @@ impl NbdStorage {
     }
 
     fn remembered(&self, offset: u64) -> Option<(u64, bool)> {
-        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = lock(&self.runs);
         if runs.asked.elapsed() > REMEMBERED {
             return None;
         }
@@ -294,7 +294,7 @@ impl NbdStorage {
         // The run that is asked for is the first, if the blocks are right.
         let found =
             list.iter().find(|&&(_, end, _)| end > offset).map(|&(_, end, data)| (end - offset, data));
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = lock(&self.runs);
         if self.changes.load(Ordering::SeqCst) == before {
             *runs = Runs { asked: Instant::now(), list };
         }

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::Server;
 use crate::address::Endpoint;
 use crate::channel::Channel;
 use crate::socket::Socket;
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// How often it is looked whether it shall end.
 const LOOK: Duration = Duration::from_millis(100);
@@ -155,7 +155,7 @@ struct Client {
 
 impl Clients {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Client>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.live)
     }
 }
 

@@ -6,6 +6,7 @@ use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 
 use super::session::Session;
+use crate::lock;
 use crate::wire::{self, ChunkHead, ExtentWord, SimpleReply, chunk};
 
 /// The reply to one request.
@@ -29,7 +30,7 @@ impl<'s, 'a> Reply<'s, 'a> {
     }
 
     fn send(&self, parts: &[&[u8]]) -> io::Result<()> {
-        let _whole = self.session.writing.lock();
+        let _whole = lock(&self.session.writing);
         self.session.agreed.channel.send(parts)
     }
 

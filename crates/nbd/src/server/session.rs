@@ -4,7 +4,7 @@
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::Scope;
 
 use zerocopy::FromBytes;
@@ -13,7 +13,7 @@ use super::handshake::Agreed;
 use super::request;
 use crate::channel::Channel;
 use crate::wire::{self, PAYLOAD_MAX, Request, command};
-use crate::{Error, Result};
+use crate::{Error, Result, lock};
 
 /// Requests of one client that are carried out at once: as many as QEMU's server does.
 const IN_FLIGHT: usize = 16;
@@ -47,10 +47,6 @@ pub struct Ordered {
     pub data: Vec<u8>,
     /// What it counts among the bytes of requests at once.
     weight: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Serves a client until it leaves, and waits for what it has ordered.
