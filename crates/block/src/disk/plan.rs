@@ -46,7 +46,7 @@ impl<'m> Plan<'m> {
         if disk.detect_zeroes != DetectZeroes::Off || node.format.cipher().is_some() {
             return None;
         }
-        let len = srcs.iter().map(|src| src.len() as u64).sum();
+        let len = IoSrc::total(srcs);
         let end = node.range("write", offset, len).ok()?;
         let writer = node.format.write()?;
         let mut plan = Plan::default();
@@ -81,7 +81,7 @@ impl<'m> Plan<'m> {
     }
 
     fn add_read(&mut self, node: &Arc<Node>, offset: u64, bufs: &[IoBuf<'m>]) -> Option<()> {
-        let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let len = IoBuf::total(bufs);
         let end = node.range("read", offset, len).ok()?;
         self.hold(node, offset, end)?;
         let mut done = 0;

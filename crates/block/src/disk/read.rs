@@ -17,7 +17,7 @@ impl Node {
 
     /// Reads a range of the disk.
     pub(super) fn readv(&self, offset: u64, bufs: &[IoBuf<'_>]) -> Result<()> {
-        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let len = IoBuf::total(bufs);
         let end = self.range("read", offset, len)?;
         let _shared = self.locks.shared(offset, end);
         self.read_locked(offset, bufs)
@@ -25,7 +25,7 @@ impl Node {
 
     /// Reads a range that the caller holds; it may lie behind the disk's end where the format maps that (VM state).
     pub(super) fn read_locked(&self, offset: u64, bufs: &[IoBuf<'_>]) -> Result<()> {
-        let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let len = IoBuf::total(bufs);
         let mut done = 0;
         while done < len {
             let at = offset + done;
@@ -83,7 +83,7 @@ impl Node {
         let cipher = self.format.cipher().ok_or_else(|| Error::NeedsSecret(self.name.clone()))?;
         let size = cipher.sector_size();
         let storage = self.storage(place.storage)?;
-        let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let len = IoBuf::total(bufs);
         // The first byte may lie within a sector: `sector` is the one that it is in.
         let mut skip = place.offset % size;
         let mut at = place.offset - skip;

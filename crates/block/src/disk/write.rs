@@ -23,14 +23,14 @@ impl Node {
 
     /// Writes a range of the disk.
     pub(super) fn writev(&self, offset: u64, srcs: &[IoSrc<'_>]) -> Result<()> {
-        self.range("write", offset, total(srcs))?;
+        self.range("write", offset, IoSrc::total(srcs))?;
         self.write_range(offset, srcs)
     }
 
     /// Writes a range that may lie behind the disk's end (VM state).
     pub(super) fn write_range(&self, offset: u64, srcs: &[IoSrc<'_>]) -> Result<()> {
         let writer = self.writer("write")?;
-        let len = total(srcs);
+        let len = IoSrc::total(srcs);
         let end = offset.saturating_add(len);
         let mut at = offset;
         while at < end {
@@ -171,7 +171,7 @@ impl Node {
         let Some(mut sector) = place.sector else { return storage.writev(place.offset, srcs) };
         let cipher = self.format.cipher().ok_or_else(|| Error::NeedsSecret(self.name.clone()))?;
         let size = cipher.sector_size();
-        let len = total(srcs);
+        let len = IoSrc::total(srcs);
         let mut done = 0;
         while done < len {
             let part = (len - done).min(bounce::BOUNCE);
@@ -191,7 +191,7 @@ impl Node {
 
     /// Writes, with runs of zeroes as such.
     pub(super) fn writev_detecting(&self, offset: u64, srcs: &[IoSrc<'_>], unmap: bool) -> Result<()> {
-        let len = total(srcs);
+        let len = IoSrc::total(srcs);
         self.range("write", offset, len)?;
         let grain = self.format.geometry().zero_unit.max(ZERO_GRAIN);
         let mut done = 0;
@@ -386,10 +386,6 @@ fn settle(writer: &dyn FormatWrite, token: Option<Token>, written: Result<()>) -
     }
 }
 
-fn total(srcs: &[IoSrc<'_>]) -> u64 {
-    srcs.iter().map(|src| src.len() as u64).sum()
-}
-
 fn gather_to(srcs: &[IoSrc<'_>], bytes: &mut [u8]) {
     let mut at = 0;
     for src in srcs {
@@ -399,7 +395,7 @@ fn gather_to(srcs: &[IoSrc<'_>], bytes: &mut [u8]) {
 }
 
 fn gather(srcs: &[IoSrc<'_>]) -> Vec<u8> {
-    let mut bytes = vec![0; total(srcs) as usize];
+    let mut bytes = vec![0; IoSrc::total(srcs) as usize];
     gather_to(srcs, &mut bytes);
     bytes
 }

@@ -106,6 +106,17 @@ impl<'a> IoBuf<'a> {
         self.memory.address()
     }
 
+    /// Bytes of a list of buffers.
+    pub(crate) fn total(bufs: &[Self]) -> u64 {
+        bufs.iter().map(|buf| buf.len() as u64).sum()
+    }
+
+    /// Whether a request for a list of buffers at `offset` is as a file wants it that goes around the page cache.
+    pub(crate) fn are_aligned(bufs: &[Self], offset: u64, alignment: u64) -> bool {
+        alignment == 1
+            || offset.is_multiple_of(alignment) && bufs.iter().all(|buf| buf.memory.is_aligned(alignment))
+    }
+
     /// A list of buffers as the kernel takes it.
     pub(crate) fn vectors(bufs: &[Self]) -> *const libc::iovec {
         bufs.as_ptr().cast()
@@ -154,6 +165,20 @@ impl<'a> IoSrc<'a> {
     /// Its address, for system calls.
     pub(crate) fn address(&self) -> usize {
         self.ptr.as_ptr() as usize
+    }
+
+    fn is_aligned(&self, alignment: u64) -> bool {
+        (self.address() as u64).is_multiple_of(alignment) && (self.len as u64).is_multiple_of(alignment)
+    }
+
+    /// Bytes of a list of sources.
+    pub(crate) fn total(srcs: &[Self]) -> u64 {
+        srcs.iter().map(|src| src.len() as u64).sum()
+    }
+
+    /// Whether a request for a list of sources at `offset` is as a file wants it that goes around the page cache.
+    pub(crate) fn are_aligned(srcs: &[Self], offset: u64, alignment: u64) -> bool {
+        alignment == 1 || offset.is_multiple_of(alignment) && srcs.iter().all(|src| src.is_aligned(alignment))
     }
 
     /// A list of sources as the kernel takes it.

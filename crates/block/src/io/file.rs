@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Buffers that one system call takes.
-const IOV_MAX: usize = 1024;
+/// Buffers that one request to the kernel takes.
+pub(super) const IOV_MAX: usize = 1024;
 /// Zeroes that are written where the host has no better way.
 static ZEROES: [u8; 65536] = [0; 65536];
 
@@ -187,16 +187,6 @@ impl FileStorage {
         }
     }
 
-    /// Whether a request can go around the page cache as it is.
-    fn is_aligned(&self, offset: u64, mut parts: impl Iterator<Item = (usize, usize)>) -> bool {
-        let align = self.alignment;
-        align == 1
-            || offset.is_multiple_of(align)
-                && parts.all(|(address, len)| {
-                    (address as u64).is_multiple_of(align) && (len as u64).is_multiple_of(align)
-                })
-    }
-
     /// Reads through aligned memory.
     fn read_bounced(&self, offset: u64, bufs: &[IoBuf<'_>], total: u64) -> Result<()> {
         let mut bounce = Aligned::new(BOUNCE + 2 * DIRECT_ALIGN);
@@ -309,8 +299,8 @@ fn cannot(error: Errno) -> bool {
 
 impl Storage for FileStorage {
     fn readv(&self, mut offset: u64, bufs: &[IoBuf<'_>]) -> Result<()> {
-        let total: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
-        if !self.is_aligned(offset, bufs.iter().map(|buf| (buf.address(), buf.len()))) {
+        let total = IoBuf::total(bufs);
+        if !IoBuf::are_aligned(bufs, offset, self.alignment) {
             return self.read_bounced(offset, bufs, total);
         }
         let mut done = 0;
@@ -341,8 +331,8 @@ impl Storage for FileStorage {
     }
 
     fn writev(&self, offset: u64, srcs: &[IoSrc<'_>]) -> Result<()> {
-        let total: u64 = srcs.iter().map(|src| src.len() as u64).sum();
-        if self.is_aligned(offset, srcs.iter().map(|src| (src.address(), src.len()))) {
+        let total = IoSrc::total(srcs);
+        if IoSrc::are_aligned(srcs, offset, self.alignment) {
             return self.write_all(offset, srcs, total);
         }
         self.write_bounced(offset, srcs, total)

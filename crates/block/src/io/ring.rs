@@ -11,13 +11,12 @@ use std::{fmt, io};
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
+use super::file::IOV_MAX;
 use super::{IoBuf, IoSrc, Storage, slice_bufs, slice_srcs};
 use crate::Result;
 
 /// Bytes that one request to the kernel has at most: it does no more at once.
 const LEN_MAX: u64 = 1 << 30;
-/// Buffers that one request to the kernel has at most.
-const VECTORS_MAX: usize = 1024;
 /// Bytes of the page cache's pages, or of a part of them.
 const PAGE: u64 = 4096;
 /// Bytes that are copied to the page cache rather than handed over.
@@ -43,8 +42,8 @@ pub(crate) struct Op<'m> {
 impl Memory<'_> {
     fn len(&self) -> u64 {
         match self {
-            Memory::Read(bufs) => bufs.iter().map(|buf| buf.len() as u64).sum(),
-            Memory::Write(srcs) => srcs.iter().map(|src| src.len() as u64).sum(),
+            Memory::Read(bufs) => IoBuf::total(bufs),
+            Memory::Write(srcs) => IoSrc::total(srcs),
         }
     }
 
@@ -69,20 +68,17 @@ impl Memory<'_> {
 
     /// Whether a request at `offset` is as a file wants it that goes around the page cache.
     pub(crate) fn is_aligned(&self, offset: u64, alignment: u64) -> bool {
-        let fits =
-            |address: usize, len: usize| (address as u64 | len as u64 | offset).is_multiple_of(alignment);
-        alignment == 1
-            || match self {
-                Memory::Read(bufs) => bufs.iter().all(|buf| fits(buf.address(), buf.len())),
-                Memory::Write(srcs) => srcs.iter().all(|src| fits(src.address(), src.len())),
-            }
+        match self {
+            Memory::Read(bufs) => IoBuf::are_aligned(bufs, offset, alignment),
+            Memory::Write(srcs) => IoSrc::are_aligned(srcs, offset, alignment),
+        }
     }
 }
 
 impl Op<'_> {
     /// Whether one request to the kernel can be all of it.
     fn is_one(&self) -> bool {
-        self.memory.len() <= LEN_MAX && self.memory.parts() <= VECTORS_MAX
+        self.memory.len() <= LEN_MAX && self.memory.parts() <= IOV_MAX
     }
 
     /// Ends a request of which the kernel has done `done` bytes: all of it, or the rest here and now.
@@ -185,7 +181,13 @@ impl<'m> Ring<'m> {
         let ring = quick.build(entries).or_else(|_| IoUring::new(entries))?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let wanted = [opcode::Read::CODE, opcode::Readv::CODE, opcode::Writev::CODE, opcode::PollAdd::CODE];
+        let wanted = [
+            opcode::Read::CODE,
+            opcode::Readv::CODE,
+            opcode::Write::CODE,
+            opcode::Writev::CODE,
+            opcode::PollAdd::CODE,
+        ];
         if !wanted.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
