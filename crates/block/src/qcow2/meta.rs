@@ -35,7 +35,8 @@ pub(super) struct Meta {
     /// Sectors of the L1 table that differ from the file's.
     pub l1_dirty: BTreeSet<u64>,
     pub l2: Cache,
-    cache_sizes: CacheSizes,
+    /// What the user has chosen.
+    pub cache_sizes: CacheSizes,
     pub reftable: Vec<u64>,
     pub reftable_dirty: BTreeSet<u64>,
     pub refs: Cache,
@@ -146,12 +147,10 @@ impl Meta {
     }
 
     /// Sizes the caches by the image: none needs more than all of its tables, twice, so that they are never full.
-    pub(super) fn limit_caches(&mut self, sizes: CacheSizes) {
+    pub(super) fn limit_caches(&mut self) {
         let cluster = self.layout.cluster();
         let tables = self.layout.l1_len(self.header.size).saturating_mul(2 * cluster);
-        let l2 = sizes.l2.or(self.cache_sizes.l2);
-        let refcounts = sizes.refcounts.or(self.cache_sizes.refcounts);
-        self.cache_sizes = CacheSizes { l2, refcounts };
+        let CacheSizes { l2, refcounts } = self.cache_sizes;
         self.l2.set_limit(l2.unwrap_or(L2_CACHE_BYTES).min(CACHE_BYTES_MAX).min(tables));
         self.refs.set_limit(refcounts.unwrap_or(REF_CACHE_BYTES).min(CACHE_BYTES_MAX));
     }

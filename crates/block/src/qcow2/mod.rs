@@ -85,7 +85,7 @@ impl Qcow2 {
         }
         let lazy = request.options.take_bool("lazy-refcounts")?;
         let checks = owned::take_checks(&mut request.options)?;
-        let caches = CacheSizes::take(&mut request.options)?;
+        let cache_sizes = CacheSizes::take(&mut request.options)?;
         let data = open_data_file(&mut request, &header)?;
         let secret_id = request.options.take("encrypt.key-secret");
         let cipher = open_cipher(&mut request, &header, secret_id.as_deref())?;
@@ -97,7 +97,8 @@ impl Qcow2 {
         let mut meta = Meta::load(request.storage.clone(), data, header, writable)?;
         meta.load_snapshots()?;
         meta.load_bitmaps()?;
-        meta.limit_caches(caches);
+        meta.cache_sizes = cache_sizes;
+        meta.limit_caches();
         meta.owned.set_checks(checks);
         if writable {
             meta.own_all();

@@ -3,7 +3,7 @@
 use super::Qcow2;
 use super::header::{Crypt, DATA_FILE_RAW};
 use super::layout::{ALL_ALLOCATED, Entry, ZERO};
-use super::meta::{CacheSizes, Meta};
+use super::meta::Meta;
 use crate::raw::preallocate;
 use crate::{Error, Preallocation, Result, StorageExt, Task};
 
@@ -109,7 +109,7 @@ impl Qcow2 {
                 meta.resize_raw_data(size)?;
             }
             meta.resize_bitmaps()?;
-            meta.limit_caches(CacheSizes::default());
+            meta.limit_caches();
             meta.flush()?;
             let raw = meta.header.autoclear & DATA_FILE_RAW != 0;
             let preallocation = match preallocation {
