@@ -141,7 +141,7 @@ impl<'a> Run<'a> {
         Level::new(name, "qcow2", features, bytes)
     }
 
-    /// How the chain from a level down is opened; those of `writable` for writing.
+    /// How the chain from a level down is opened: all of it to be read.
     fn spec_of(&self, level: usize) -> NodeSpec {
         let mut spec = self.levels[level].spec();
         if level + 1 < self.levels.len() {
