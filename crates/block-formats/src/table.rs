@@ -121,7 +121,8 @@ impl Table {
         hold(&self.pages).changed > 0
     }
 
-    /// The changed pages: offset in the storage, and bytes. They stay changed.
+    /// The changed pages: offset in the storage, and bytes. They stay changed. What they point to is made durable now, and
+    /// then they are written by [`Table::write_back`].
     pub(crate) fn changed(&self) -> Vec<(u64, Vec<u8>)> {
         let pages = hold(&self.pages);
         let changed = pages.pages.iter().filter(|(_, page)| page.changed);
@@ -133,15 +134,17 @@ impl Table {
             .collect()
     }
 
-    /// Writes what is changed.
-    pub(crate) fn write_back(&self) -> Result<()> {
-        let mut pages = hold(&self.pages);
-        let Pages { pages: all, changed, .. } = &mut *pages;
-        for (&number, page) in all.iter_mut().filter(|(_, page)| page.changed) {
-            let (offset, len) = self.extent(number);
-            self.storage.write_at(offset, &page.bytes[..len])?;
-            page.changed = false;
-            *changed -= 1;
+    /// Writes pages as [`Table::changed`] gave them. One that others have changed since stays changed: what it points to may
+    /// not be durable yet.
+    pub(crate) fn write_back(&self, changed: &[(u64, Vec<u8>)]) -> Result<()> {
+        for (offset, bytes) in changed {
+            self.storage.write_at(*offset, bytes)?;
+            let mut pages = hold(&self.pages);
+            let page = pages.pages.get_mut(&(offset.saturating_sub(self.offset) / PAGE));
+            if let Some(page) = page.filter(|page| page.changed && page.bytes.starts_with(bytes)) {
+                page.changed = false;
+                pages.changed -= 1;
+            }
         }
         Ok(())
     }

@@ -19,11 +19,29 @@ fn what_is_set_is_written_only_when_told() {
     assert_eq!(table.entry::<4>(3).unwrap(), [7, 0, 0, 0]);
     assert_eq!(storage.len().unwrap(), 0);
     assert!(table.is_changed());
-    table.write_back().unwrap();
+    table.write_back(&table.changed()).unwrap();
     assert!(!table.is_changed());
     assert_eq!(storage.read_vec(512 + 12, 4).unwrap(), [7, 0, 0, 0]);
     assert_eq!(storage.read_vec(512 + 9600, 4).unwrap(), [9, 0, 0, 0]);
     assert_eq!(storage.len().unwrap(), 512 + 10_000, "the last page ends where the table does");
+}
+
+#[test]
+fn what_is_set_meanwhile_waits_for_the_next_time() {
+    let (storage, table) = table(10_000);
+    table.set(3, 7u32.to_le_bytes()).unwrap();
+    table.set(2400, 9u32.to_le_bytes()).unwrap();
+    let changed = table.changed();
+    table.set(4, 8u32.to_le_bytes()).unwrap();
+    table.write_back(&changed).unwrap();
+    assert_eq!(storage.read_vec(512 + 12, 8).unwrap(), [7, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(storage.read_vec(512 + 9600, 4).unwrap(), [9, 0, 0, 0]);
+    assert!(table.is_changed());
+    let changed = table.changed();
+    assert_eq!(changed.len(), 1, "the page that was changed since, and no other");
+    table.write_back(&changed).unwrap();
+    assert_eq!(storage.read_vec(512 + 12, 8).unwrap(), [7, 0, 0, 0, 8, 0, 0, 0]);
+    assert!(!table.is_changed());
 }
 
 #[test]
@@ -49,6 +67,6 @@ fn pages_are_bounded_and_changes_are_kept() {
         table.set(page * 1024, [1; 4]).unwrap();
     }
     assert!(table.is_full());
-    table.write_back().unwrap();
+    table.write_back(&table.changed()).unwrap();
     assert_eq!(table.entry::<4>(1024).unwrap(), [1; 4]);
 }

@@ -100,8 +100,9 @@ impl Image {
 
     fn flush_all(&self) -> Result<()> {
         let _order = hold(&self.flushing);
+        let changed = self.blocks.changed();
         let next = *hold(&self.next);
-        if let Some(next) = next.filter(|_| self.blocks.is_changed()) {
+        if let Some(next) = next.filter(|_| !changed.is_empty()) {
             let mut header = self.header.clone();
             header.blocks_allocated = next.into();
             // Blocks whose end was never written are whole all the same.
@@ -111,7 +112,7 @@ impl Image {
             }
             self.storage().write_at(0, header.as_bytes())?;
             self.storage().flush()?;
-            self.blocks.write_back()?;
+            self.blocks.write_back(&changed)?;
         }
         self.storage().flush()
     }

@@ -103,7 +103,8 @@ pub(super) fn replay(
 impl Image {
     pub(super) fn flush_all(&self, session: &Session) -> Result<()> {
         let mut state = hold(&session.state);
-        if self.table.is_changed() {
+        let pages = self.table.changed();
+        if !pages.is_empty() {
             state.begin(self.storage())?;
             // Blocks whose end was never written are whole all the same.
             let end = hold(&session.end).unwrap_or(0);
@@ -112,7 +113,6 @@ impl Image {
             }
             self.storage().flush()?;
             let len = self.storage().len()?;
-            let pages = self.table.changed();
             let room = (state.header.log_len.get() as usize / super::PAGE as usize)
                 .saturating_sub(1)
                 .clamp(1, PAGES_MAX);
@@ -121,12 +121,9 @@ impl Image {
                 let entry = log::entry(batch, state.sequence, state.header.log, len);
                 self.storage().write_at(state.header.log_offset.get(), &entry)?;
                 self.storage().flush()?;
-                for (offset, page) in batch {
-                    self.storage().write_at(*offset, page)?;
-                }
+                self.table.write_back(batch)?;
                 self.storage().flush()?;
             }
-            self.table.write_back()?;
         }
         self.storage().flush()
     }

@@ -263,12 +263,14 @@ impl Grains {
             kept.changed = false;
         }
         drop(cache);
-        if self.directory.is_changed() {
+        let changed = self.directory.changed();
+        if !changed.is_empty() {
+            let second = self.second.as_ref().map(|second| (second, second.changed()));
             self.storage.flush()?;
-            if let Some(second) = &self.second {
-                second.write_back()?;
+            if let Some((second, changed)) = second {
+                second.write_back(&changed)?;
             }
-            self.directory.write_back()?;
+            self.directory.write_back(&changed)?;
         }
         Ok(())
     }

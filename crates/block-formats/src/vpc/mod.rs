@@ -162,9 +162,10 @@ impl Image {
     fn flush_all(&self) -> Result<()> {
         if let Some(blocks) = &self.blocks {
             let _order = hold(&blocks.flushing);
-            if blocks.table.is_changed() {
+            let changed = blocks.table.changed();
+            if !changed.is_empty() {
                 self.storage().flush()?;
-                blocks.table.write_back()?;
+                blocks.table.write_back(&changed)?;
             }
         }
         self.storage().flush()
