@@ -390,6 +390,7 @@ fn wrong_words_are_told() {
         ("serve -k s --tls-creds nowhere -f raw image", "server-cert.pem"),
         ("serve -k nowhere/s -f raw image", "cannot listen on 'nowhere/s': No such file or directory"),
         ("serve -k s missing", "Could not open 'missing'"),
+        ("serve -k s --json --output=bogus -f raw image", "--output"),
         ("serve -k image -f raw image", "cannot listen on 'image': Address already in use"),
     ] {
         let done = tool.run(&words.split(' ').collect::<Vec<_>>());

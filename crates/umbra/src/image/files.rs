@@ -46,7 +46,7 @@ impl Files {
 
 /// Whether it is an export.
 pub fn is_export(file: &FileSpec) -> bool {
-    file.protocol == "nbd" || Address::is_name(&format!("{}:", file.protocol))
+    Address::is_name(&format!("{}:", file.protocol))
 }
 
 impl Opener for Files {

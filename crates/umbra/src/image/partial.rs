@@ -62,24 +62,16 @@ impl Opener for Recording {
     }
 
     fn create(&self, file: &FileSpec) -> BlockResult<Arc<dyn Storage>> {
+        let replaced = |storage, file| -> Arc<dyn Storage> {
+            Arc::new(Replaced { storage, file, made: self.made.clone(), begun: Mutex::default() })
+        };
         if is_export(file) {
-            let storage = self.files.create(file)?;
-            return Ok(Arc::new(Replaced {
-                storage,
-                file: None,
-                made: self.made.clone(),
-                begun: Mutex::default(),
-            }));
+            return Ok(replaced(self.files.create(file)?, None));
         }
         let path = Path::new(&file.name);
         if std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) {
             let storage = self.files.open(file, &FileStorageSpec::new(Access::ReadWrite))?;
-            return Ok(Arc::new(Replaced {
-                storage,
-                file: Some(real(path)),
-                made: self.made.clone(),
-                begun: Mutex::default(),
-            }));
+            return Ok(replaced(storage, Some(real(path))));
         }
         let storage = self.files.create(file)?;
         note(&self.made, real(path));

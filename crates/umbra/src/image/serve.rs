@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use umbra_block::{Disk, Options};
-use umbra_nbd::{Address, Endpoint, Export, Listener, ServeOptions, Server};
+use umbra_nbd::{Address, Endpoint, Export, Listener, PORT, ServeOptions, Server};
 
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
@@ -20,7 +20,6 @@ use super::{Tool, overlay, print, size};
 /// Clients at once, where nobody says otherwise.
 const CLIENTS: usize = 16;
 const CLIENTS_MAX: usize = 1000;
-const PORT: u16 = 10809;
 /// Lines about clients' mistakes in a stretch of time.
 const LINES: u32 = 10;
 const STRETCH: Duration = Duration::from_secs(10);
@@ -43,7 +42,7 @@ struct Told {
 }
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
-    let json = parsed.has("json") || tool.wants_json(parsed)?;
+    let json = tool.wants_json(parsed)? || parsed.has("json");
     let named = names(parsed)?;
     let clients_max = match parsed.last("shared") {
         None => CLIENTS,
