@@ -66,6 +66,7 @@ struct Image {
     changed: AtomicBool,
     /// The identity that the image has now.
     cid: AtomicU32,
+    /// A flush, or new entries.
     flushing: Mutex<()>,
 }
 

@@ -185,10 +185,14 @@ impl FormatWrite for Image {
             marker[8..].copy_from_slice(&(len as u32).to_le_bytes());
             sparse.storage.write_at(pending.start, &marker)?;
         }
-        for index in 0..pending.count {
-            // Below 2^32, as `allocate` has seen.
-            let sector = ((pending.start + index * sparse.grain) / SECTOR) as u32;
-            sparse.grains.set(pending.grain + index, sector)?;
+        {
+            // A flush writes only entries of what it has made durable.
+            let _order = hold(&self.flushing);
+            for index in 0..pending.count {
+                // Below 2^32, as `allocate` has seen.
+                let sector = ((pending.start + index * sparse.grain) / SECTOR) as u32;
+                sparse.grains.set(pending.grain + index, sector)?;
+            }
         }
         if sparse.grains.is_full() { self.flush_all() } else { Ok(()) }
     }
