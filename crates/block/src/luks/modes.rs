@@ -38,7 +38,7 @@ pub(super) enum Chaining {
     Ctr,
 }
 
-/// A cipher over sectors, a block after the other.
+/// A cipher over sectors in such a mode.
 pub(super) struct Chained<C> {
     pub cipher: C,
     pub chaining: Chaining,
@@ -54,49 +54,54 @@ impl<C> fmt::Debug for Chained<C> {
 impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser + Send + Sync> Keyed for Chained<C> {
     fn run(&self, first: u64, data: &mut [u8], encrypt: bool) {
         for (index, sector) in data.chunks_exact_mut(SECTOR as usize).enumerate() {
-            let (blocks, _) = Block::<C>::slice_as_chunks_mut(sector);
             let vector = || {
                 let whole = self.vectors.of(first.wrapping_add(index as u64));
                 Block::<C>::from_fn(|place| whole[place])
             };
             match (self.chaining, encrypt) {
-                (Chaining::Ecb, true) => self.cipher.encrypt_blocks(blocks),
-                (Chaining::Ecb, false) => self.cipher.decrypt_blocks(blocks),
-                (Chaining::Cbc, true) => self.encrypt_cbc(blocks, vector()),
-                (Chaining::Cbc, false) => self.decrypt_cbc(blocks, vector()),
-                (Chaining::Ctr, _) => self.ctr(blocks, vector()),
+                (Chaining::Ecb, true) => self.cipher.encrypt_blocks(blocks::<C>(sector)),
+                (Chaining::Ecb, false) => self.cipher.decrypt_blocks(blocks::<C>(sector)),
+                (Chaining::Cbc, true) => self.encrypt_cbc(sector, vector()),
+                (Chaining::Cbc, false) => self.decrypt_cbc(sector, &vector()),
+                (Chaining::Ctr, _) => self.ctr(sector, vector()),
             }
         }
     }
 }
 
+// Where blocks do not wait for each other a sector goes through the cipher as a whole: processors do many at once.
 impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser> Chained<C> {
-    fn encrypt_cbc(&self, blocks: &mut [Block<C>], mut last: Block<C>) {
-        for block in blocks {
+    fn encrypt_cbc(&self, sector: &mut [u8], mut last: Block<C>) {
+        for block in blocks::<C>(sector) {
             mix(block, &last);
             self.cipher.encrypt_block(block);
             last.clone_from(block);
         }
     }
 
-    fn decrypt_cbc(&self, blocks: &mut [Block<C>], mut last: Block<C>) {
-        for block in blocks {
-            let packed = block.clone();
-            self.cipher.decrypt_block(block);
-            mix(block, &last);
-            last = packed;
-        }
+    fn decrypt_cbc(&self, sector: &mut [u8], vector: &[u8]) {
+        let mut packed = [0; SECTOR as usize];
+        packed.copy_from_slice(sector);
+        self.cipher.decrypt_blocks(blocks::<C>(sector));
+        let (first, rest) = sector.split_at_mut(vector.len());
+        mix(first, vector);
+        mix(rest, &packed);
     }
 
     /// The same in both directions.
-    fn ctr(&self, blocks: &mut [Block<C>], mut counter: Block<C>) {
-        for block in blocks {
-            let mut stream = counter.clone();
-            self.cipher.encrypt_block(&mut stream);
-            mix(block, &stream);
+    fn ctr(&self, sector: &mut [u8], mut counter: Block<C>) {
+        let mut stream = [0; SECTOR as usize];
+        for block in blocks::<C>(&mut stream) {
+            block.clone_from(&counter);
             count_up(&mut counter);
         }
+        self.cipher.encrypt_blocks(blocks::<C>(&mut stream));
+        mix(sector, &stream);
     }
+}
+
+fn blocks<C: BlockSizeUser>(sector: &mut [u8]) -> &mut [Block<C>] {
+    Block::<C>::slice_as_chunks_mut(sector).0
 }
 
 fn mix(block: &mut [u8], other: &[u8]) {
