@@ -10,32 +10,16 @@ use umbra_block::{Storage, StorageExt};
 use umbra_fuzz::{Input, nbd};
 use umbra_nbd::NbdStorage;
 
-/// No more than a socket takes while nobody reads.
-const BYTES_MAX: usize = 96 << 10;
-
-fn conversation(input: &mut Input<'_>) -> Vec<u8> {
-    let kind = input.below(4);
-    let mut bytes = match kind {
-        0 => Vec::new(),
-        kind => nbd::server_opening(kind != 1),
-    };
-    if kind == 3 {
-        let mut cookie = 1;
-        while !input.is_empty() && bytes.len() < BYTES_MAX / 2 {
-            let next = input.u8() & 1;
-            bytes.extend(nbd::reply(input, cookie));
-            cookie += u64::from(next);
-        }
-    }
-    bytes.extend(input.rest());
-    bytes.truncate(BYTES_MAX);
-    bytes
-}
-
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     let read_only = input.u8() & 1 != 0;
-    let said = conversation(&mut input);
+    let mut cookie = 1;
+    let said = nbd::conversation(&mut input, nbd::server_opening, |input| {
+        let next = input.u8() & 1;
+        let reply = nbd::reply(input, cookie);
+        cookie += u64::from(next);
+        reply
+    });
     let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
     theirs.write_all(&said).expect("a socket has room for it");
     theirs.shutdown(Shutdown::Write).expect("it is connected");

@@ -12,9 +12,6 @@ use umbra_block::{Disk, MemoryStorage, Node, NodeSpec, Raw, Storage, StorageExt}
 use umbra_fuzz::{Input, nbd};
 use umbra_nbd::{Export, Server};
 
-/// No more than a socket takes while nobody reads.
-const BYTES_MAX: usize = 96 << 10;
-
 fn server(storage: &Arc<MemoryStorage>, read_only: bool) -> Server {
     storage.set_len(nbd::SIZE).expect("memory grows");
     storage.write_at(0x1000, &[7; 0x8000]).expect("memory is written");
@@ -24,26 +21,10 @@ fn server(storage: &Arc<MemoryStorage>, read_only: bool) -> Server {
     Server::new(vec![export], None).expect("an export")
 }
 
-fn conversation(input: &mut Input<'_>) -> Vec<u8> {
-    let kind = input.below(4);
-    let mut bytes = match kind {
-        0 => Vec::new(),
-        kind => nbd::client_opening(kind != 1),
-    };
-    if kind == 3 {
-        while !input.is_empty() && bytes.len() < BYTES_MAX / 2 {
-            bytes.extend(nbd::request(input));
-        }
-    }
-    bytes.extend(input.rest());
-    bytes.truncate(BYTES_MAX);
-    bytes
-}
-
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     let read_only = input.u8() & 1 != 0;
-    let said = conversation(&mut input);
+    let said = nbd::conversation(&mut input, nbd::client_opening, nbd::request);
     let storage = Arc::new(MemoryStorage::new("memory"));
     let server = server(&storage, read_only);
     let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");

@@ -6,6 +6,26 @@ use crate::Input;
 const CONTEXT: (u32, &[u8]) = (7, b"base:allocation");
 /// Bytes of the export.
 pub const SIZE: u64 = 256 << 10;
+/// Bytes of a conversation: no more than a socket takes while nobody reads.
+const BYTES_MAX: usize = 96 << 10;
+
+/// What one side says: the input as it is, behind an opening perhaps, which messages in the right form may follow.
+pub fn conversation(
+    input: &mut Input<'_>,
+    opening: fn(structured: bool) -> Vec<u8>,
+    mut message: impl FnMut(&mut Input<'_>) -> Vec<u8>,
+) -> Vec<u8> {
+    let kind = input.below(4);
+    let mut bytes = if kind == 0 { Vec::new() } else { opening(kind != 1) };
+    if kind == 3 {
+        while !input.is_empty() && bytes.len() < BYTES_MAX / 2 {
+            bytes.extend(message(input));
+        }
+    }
+    bytes.extend(input.rest());
+    bytes.truncate(BYTES_MAX);
+    bytes
+}
 
 fn option(option: u32, payload: &[u8]) -> Vec<u8> {
     [b"IHAVEOPT", &option.to_be_bytes()[..], &(payload.len() as u32).to_be_bytes(), payload].concat()
