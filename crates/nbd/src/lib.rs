@@ -16,8 +16,6 @@ mod error;
 mod server;
 mod socket;
 mod tls;
-// The specification explains its values.
-#[allow(missing_docs)]
 mod wire;
 
 #[cfg(test)]
