@@ -7,8 +7,16 @@
 use umbra_device::DeviceError;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::header::{CONFIG_LEN, Command, HEADER_LEN, Identity, Registers, STATUS_CAPABILITIES};
-use crate::{Bar, BarRegion, BarSpace, PciError};
+use crate::header::{
+    CONFIG_LEN, Command, HEADER_LEN, Identity, Registers, STATUS_CAPABILITIES, STATUS_INTERRUPT,
+    STATUS_OFFSET,
+};
+use crate::msix::CONTROL_WRITABLE;
+use crate::{Bar, BarRegion, BarSpace, Intx, Msix, PciError};
+
+/// Capability IDs (PCI Code and ID Assignment Specification, section 2).
+const CAPABILITY_VENDOR: u8 = 0x09;
+const CAPABILITY_MSIX: u8 = 0x11;
 
 /// Configuration space.
 #[derive(Debug, Clone)]
@@ -23,6 +31,10 @@ pub struct ConfigSpace {
     free: usize,
     /// Where the last capability is, from the header's end.
     last_capability: Option<usize>,
+    /// The interrupt pin, which looks at the command register.
+    intx: Option<Intx>,
+    /// MSI-X, and where its control word is, from the header's end.
+    msix: Option<(Msix, usize)>,
 }
 
 impl ConfigSpace {
@@ -44,7 +56,8 @@ impl ConfigSpace {
         writable.header.cache_line_size = !0;
         writable.header.interrupt_line = !0;
         let initial = value.clone();
-        Self { value, writable, initial, bars: [None; 6], free: 0, last_capability: None }
+        let (bars, free, last_capability) = ([None; 6], 0, None);
+        Self { value, writable, initial, bars, free, last_capability, intx: None, msix: None }
     }
 
     /// Adds base address register `index`.
@@ -104,11 +117,74 @@ impl ConfigSpace {
         Ok(self)
     }
 
+    /// Adds a vendor-specific capability: its head of two bytes and its own length byte are followed by `body`.
+    ///
+    /// # Errors
+    /// One that does not fit.
+    pub fn with_vendor_capability<const N: usize>(
+        self,
+        body: [u8; N],
+        writable: [u8; N],
+    ) -> Result<Self, PciError> {
+        let at = HEADER_LEN + self.free;
+        let mut config = self.with_capability(CAPABILITY_VENDOR, body, writable)?;
+        // It fits into 256 bytes.
+        let length = (N + 2) as u8;
+        if let Some(byte) = config.initial.as_mut_bytes().get_mut(at + 2) {
+            *byte = length;
+        }
+        if let Some(byte) = config.writable.as_mut_bytes().get_mut(at + 2) {
+            *byte = 0;
+        }
+        config.reset();
+        Ok(config)
+    }
+
+    /// Adds the interrupt pin INTA#.
+    #[must_use]
+    pub fn with_interrupt_pin(mut self, intx: &Intx) -> Self {
+        self.initial.header.interrupt_pin = 1;
+        self.intx = Some(intx.clone());
+        self.reset();
+        self
+    }
+
+    /// Adds MSI-X. `table` and `pending` say where the function shows the two: base address register and offset, a
+    /// multiple of 8.
+    ///
+    /// # Errors
+    /// A capability that does not fit, or a place that cannot be.
+    pub fn with_msix(self, msix: &Msix, table: (u8, u32), pending: (u8, u32)) -> Result<Self, PciError> {
+        let at = self.free;
+        let control = msix.vectors() - 1;
+        let mut body = [0; 10];
+        let (words, _) = body.split_at_mut(2);
+        words.copy_from_slice(&control.to_le_bytes());
+        for (place, (bar, offset)) in [table, pending].into_iter().enumerate() {
+            if bar > 5 || !offset.is_multiple_of(8) {
+                return Err(PciError::MsixPlace { bar, offset });
+            }
+            let word = (offset | u32::from(bar)).to_le_bytes();
+            body[2 + 4 * place..6 + 4 * place].copy_from_slice(&word);
+        }
+        let mut writable = [0; 10];
+        writable[..2].copy_from_slice(&CONTROL_WRITABLE.to_le_bytes());
+        let mut config = self.with_capability(CAPABILITY_MSIX, body, writable)?;
+        config.msix = Some((msix.clone(), at + 2));
+        Ok(config)
+    }
+
     /// Reads at `offset`, any length.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         let from = self.value.as_bytes().get(usize::from(offset)..).unwrap_or_default();
         data.fill(0xff);
         data.iter_mut().zip(from).for_each(|(byte, register)| *byte = *register);
+        if let Some(status) = usize::from(STATUS_OFFSET).checked_sub(offset.into())
+            && self.intx.as_ref().is_some_and(Intx::is_asserted)
+            && let Some(byte) = data.get_mut(status)
+        {
+            *byte |= STATUS_INTERRUPT;
+        }
     }
 
     /// A guest's write at `offset`, any length: only writable bits change.
@@ -119,11 +195,28 @@ impl ConfigSpace {
         for ((register, mask), byte) in to.iter_mut().zip(masks).zip(data) {
             *register = *register & !mask | byte & mask;
         }
+        self.tell_interrupts();
     }
 
     /// Every register at its power-on value.
     pub fn reset(&mut self) {
         self.value = self.initial.clone();
+        self.tell_interrupts();
+    }
+
+    /// Whoever interrupts learns what the registers say.
+    fn tell_interrupts(&self) {
+        if let Some(intx) = &self.intx {
+            intx.set_disabled(self.command().contains(Command::INTERRUPT_DISABLE));
+        }
+        if let Some((msix, at)) = &self.msix {
+            msix.set_control(self.msix_control(*at));
+        }
+    }
+
+    fn msix_control(&self, at: usize) -> u16 {
+        let word = self.value.capabilities.get(at..).and_then(|bytes| bytes.first_chunk::<2>());
+        word.map_or(0, |word| u16::from_le_bytes(*word) & CONTROL_WRITABLE)
     }
 
     /// The command register.
@@ -159,6 +252,13 @@ impl ConfigSpace {
             return Err(DeviceError::Impossible { id: id.into(), what: "configuration space" });
         }
         self.value.as_mut_bytes().copy_from_slice(saved);
+        // Nothing is sent and no wire driven: what is at their other ends is restored by itself.
+        if let Some(intx) = &self.intx {
+            intx.restore_disabled(self.command().contains(Command::INTERRUPT_DISABLE));
+        }
+        if let Some((msix, at)) = &self.msix {
+            msix.restore_control(self.msix_control(*at));
+        }
         Ok(())
     }
 

@@ -24,6 +24,10 @@ bitflags! {
     }
 }
 
+/// Where the status register is.
+pub(crate) const STATUS_OFFSET: u16 = 6;
+/// The status register's bit, in its low byte, that says that the interrupt pin is asserted (section 6.2.3).
+pub(crate) const STATUS_INTERRUPT: u8 = 1 << 3;
 /// The status register's bit that says that there is a list of capabilities (section 6.2.3).
 pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
 

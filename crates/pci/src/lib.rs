@@ -6,7 +6,8 @@
 //! it was given.
 //!
 //! # Locks
-//! The bus is locked first, then a function. A [`BarMapper`] is called with the bus locked and no function.
+//! The bus is locked first, then a function, then what interrupts ([`Msix`], [`Intx`]). A [`BarMapper`] is called with the
+//! bus locked and no function.
 #![forbid(unsafe_code)]
 
 mod bar;
@@ -15,6 +16,8 @@ mod config;
 mod device;
 mod header;
 mod host_bridge;
+mod intx;
+mod msix;
 
 pub use bar::{Bar, BarMapper, BarRegion, BarSpace, BarTarget};
 pub use bus::{Bus, PciBusV1};
@@ -22,6 +25,8 @@ pub use config::ConfigSpace;
 pub use device::PciDevice;
 pub use header::{Command, Identity};
 pub use host_bridge::{HostBridge, HostBridgeV1};
+pub use intx::Intx;
+pub use msix::{Msix, MsixV1};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -52,6 +57,14 @@ pub enum PciError {
         /// Its length with its two-byte head.
         len: usize,
     },
+    /// MSI-X' table or pending bits cannot be there.
+    #[error("MSI-X cannot be at offset {offset:#x} of PCI base address register {bar}")]
+    MsixPlace {
+        /// Which base address register.
+        bar: u8,
+        /// Where behind it.
+        offset: u32,
+    },
 }
 
 /// Locks; a function that panicked elsewhere is still a register file.
@@ -71,3 +84,6 @@ mod config_test;
 #[cfg(test)]
 #[path = "fuzz_test.rs"]
 mod fuzz_test;
+#[cfg(test)]
+#[path = "interrupt_test.rs"]
+mod interrupt_test;
