@@ -25,6 +25,8 @@ mod loop_test;
 #[cfg(test)]
 mod peer_test;
 #[cfg(test)]
+mod power_test;
+#[cfg(test)]
 mod test_help;
 
 pub use address::{Address, Credentials, Endpoint, TlsChoice};

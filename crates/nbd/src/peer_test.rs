@@ -4,44 +4,12 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use umbra_block::{Cancel, Storage, StorageExt};
+use umbra_block::{Storage, StorageExt};
 
-use crate::test_help::{Folder, Rng, certificates, export, program, qcow2_disk, run};
-use crate::{
-    Address, Ended, Endpoint, Listener, NbdStorage, Result, ServeOptions, Server, TlsClient, TlsServer,
-};
-
-/// Disks behind our server, in a thread.
-struct Ours {
-    stop: Cancel,
-    thread: Option<JoinHandle<Result<Ended>>>,
-    endpoint: Endpoint,
-}
-
-impl Ours {
-    fn serve(server: Server, listener: Listener) -> Self {
-        let (stop, endpoint) = (Cancel::new(), listener.endpoint());
-        let options = ServeOptions { clients_max: 16, persistent: true, stop: stop.clone() };
-        let server = Arc::new(server);
-        let thread = std::thread::spawn(move || {
-            server.run(&[listener], &options, Arc::new(|error| eprintln!("server: {error}")))
-        });
-        Self { stop, thread: Some(thread), endpoint }
-    }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap().unwrap();
-        }
-    }
-}
+use crate::test_help::{Folder, Ours, Rng, certificates, export, program, qcow2_disk, run};
+use crate::{Address, Endpoint, Listener, NbdStorage, Server, TlsClient, TlsServer};
 
 /// `qemu-nbd`, until it is dropped.
 struct Theirs(Child);

@@ -10,10 +10,11 @@ use std::thread::JoinHandle;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use umbra_block::{
-    CreateOptions, Disk, Environment, FileSpec, MemoryStorage, Node, NodeSpec, Raw, Registry, Storage, Task,
+    Cancel, CreateOptions, Disk, Environment, FileSpec, MemoryStorage, Node, NodeSpec, Raw, Registry,
+    Storage, Task,
 };
 
-use crate::{Export, NbdStorage, Server};
+use crate::{Ended, Endpoint, Export, Listener, NbdStorage, ServeOptions, Server};
 
 /// A folder that goes when the test ends well.
 pub struct Folder(pub PathBuf);
@@ -93,6 +94,34 @@ pub fn connected(server: &Arc<Server>) -> (UnixStream, JoinHandle<crate::Result<
     let (ours, theirs) = UnixStream::pair().unwrap();
     let server = server.clone();
     (ours, std::thread::spawn(move || server.serve(theirs)))
+}
+
+/// Disks behind our server, in a thread.
+pub struct Ours {
+    stop: Cancel,
+    thread: Option<JoinHandle<crate::Result<Ended>>>,
+    pub endpoint: Endpoint,
+}
+
+impl Ours {
+    pub fn serve(server: Server, listener: Listener) -> Self {
+        let (stop, endpoint) = (Cancel::new(), listener.endpoint());
+        let options = ServeOptions { clients_max: 16, persistent: true, stop: stop.clone() };
+        let server = Arc::new(server);
+        let thread = std::thread::spawn(move || {
+            server.run(&[listener], &options, Arc::new(|error| eprintln!("server: {error}")))
+        });
+        Self { stop, thread: Some(thread), endpoint }
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap().unwrap();
+        }
+    }
 }
 
 /// A client of a server of our own.
