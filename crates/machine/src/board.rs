@@ -4,6 +4,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use umbra_block::Disk;
 use umbra_boot::Layout;
 use umbra_boot::layout as at;
 use umbra_chipset::{AcpiPm, Cmos, CmosSpec, I8042, PvPanic, ResetRegister, Serial};
@@ -12,13 +13,16 @@ use umbra_engine::{CpuIo, PIN_COUNT, Vm};
 use umbra_irqchip::{
     ELCR_PORTS, IOAPIC_SIZE, Ioapic, IrqRouter, MASTER_PORTS, Pic, PicRange, Pit, SLAVE_PORTS,
 };
-use umbra_pci::{BarMapper, BarRegion, BarTarget, Bus, HostBridge};
+use umbra_memory::Memory;
+use umbra_pci::{Bus, HostBridge};
 use umbra_state::Record;
 
 use crate::bus::{MmioBus, PortBus};
 use crate::crew::Gate;
+use crate::functions::{FunctionParts, Functions};
 use crate::machine::Console;
 use crate::save::take_record;
+use crate::spec::MachineSpec;
 use crate::timer::Timers;
 use crate::{Event, MachineError};
 
@@ -31,6 +35,10 @@ pub(crate) struct BoardParts<'a> {
     pub events: &'a Sender<Event>,
     pub console: Console,
     pub layout: &'a Layout,
+    pub spec: &'a MachineSpec,
+    pub memory: &'a Arc<Memory>,
+    /// The disks of the specification, in its order.
+    pub disks: Vec<Disk>,
 }
 
 type Shared<T> = Arc<Mutex<T>>;
@@ -51,18 +59,9 @@ pub(crate) struct Board {
     pic: Pic,
     serial: Shared<Serial>,
     pm: Shared<AcpiPm>,
+    pub(crate) functions: Functions,
     /// Every device, in the order in which they are reset, saved and loaded: those that others drive or need come last.
     devices: Vec<Shared<dyn Device>>,
-}
-
-/// A machine without BARs to map: its one PCI function is the host bridge.
-struct NoBars;
-
-impl BarMapper for NoBars {
-    fn map(&mut self, _region: BarRegion, _target: BarTarget) -> bool {
-        false
-    }
-    fn unmap(&mut self, _region: BarRegion) {}
 }
 
 /// The engine as the receiver of messages.
@@ -141,10 +140,19 @@ impl Board {
             shared(I8042::new("i8042", line(at::KEYBOARD_IRQ)?, line(at::MOUSE_IRQ)?, events.clone()));
         let reset = shared(ResetRegister::new("reset-register", events.clone()));
         let panic = shared(PvPanic::new("pvpanic", events));
+        let mut mmio = MmioBus::new();
+        let windows = [at::PCI_WINDOW_32_LOW, at::PCI_WINDOW_32_HIGH, parts.layout.pci_window_64()];
+        let mut bus = Bus::new("pci", mmio.windows(windows.to_vec()));
         let bridge = shared(HostBridge::new("pci-00.0"));
-        let mut bus = Bus::new("pci", NoBars);
-        bus.insert(at::PCI_SLOT_HOST_BRIDGE, bridge.clone())
-            .map_err(|e| MachineError::Spec(e.to_string()))?;
+        bus.insert(at::PCI_SLOT_HOST_BRIDGE, bridge.clone())?;
+        let functions = Functions::new(FunctionParts {
+            spec: parts.spec,
+            memory: parts.memory,
+            messages: Arc::new(Messages(parts.vm.clone())),
+            router: &chips.router,
+            bus: &mut bus,
+            disks: parts.disks,
+        })?;
         let bus = shared(bus);
 
         let pit_device = shared(pit.clone());
@@ -165,25 +173,16 @@ impl Board {
         ports.add(at::ACPI_PM1A_EVENT, AcpiPm::PORTS, pm.clone());
         ports.add(at::PCI_CONFIG_ADDRESS, 8, bus.clone());
         ports.add_byte(at::RESET_PORT, reset.clone());
-        let mut mmio = MmioBus::new();
         mmio.add(at::IOAPIC, IOAPIC_SIZE, shared(chips.ioapic.clone()));
         mmio.add(at::PCI_ECAM.start, Bus::ECAM_LEN, bus.clone());
 
-        let devices: Vec<Shared<dyn Device>> = vec![
-            serial.clone(),
-            keyboard,
-            cmos,
-            pm.clone(),
-            reset,
-            panic,
-            bridge,
-            bus,
-            pit_device,
-            shared(chips.router),
-            shared(chips.pic.clone()),
-            chips.ioapic_device,
-        ];
-        Ok(Self { ports, mmio, ioapic: chips.ioapic, pic: chips.pic, serial, pm, devices })
+        let mut devices: Vec<Shared<dyn Device>> =
+            vec![serial.clone(), keyboard, cmos, pm.clone(), reset, panic, bridge];
+        devices.extend(functions.devices());
+        let last: [Shared<dyn Device>; 5] =
+            [bus, pit_device, shared(chips.router), shared(chips.pic.clone()), chips.ioapic_device];
+        devices.extend(last);
+        Ok(Self { ports, mmio, ioapic: chips.ioapic, pic: chips.pic, serial, pm, functions, devices })
     }
 
     pub(crate) fn reset(&self) {

@@ -1,11 +1,14 @@
 //! Ports and memory-mapped registers: which device answers where.
 //!
-//! The maps are made once; each device is behind its own lock. An access that no device claims reads all ones and
+//! What the machine type has is mapped once; what PCI functions have comes and goes as the guest sets their base
+//! addresses, while vCPUs run. Each device is behind its own lock. An access that no device claims reads all ones and
 //! writes nothing, as on a PC. Nothing here logs: a guest may touch unclaimed addresses as often as it likes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use umbra_device::{Mmio, PortIo};
+use umbra_pci::{BarMapper, BarRegion, BarSpace, BarTarget};
 
 /// A device on a bus.
 type Shared<T> = Arc<Mutex<T>>;
@@ -22,6 +25,10 @@ impl<T: ?Sized> Ranges<T> {
             "the layout has two devices at {start:#x}"
         );
         self.0.insert(at, (start, len, device));
+    }
+
+    fn remove(&mut self, start: u64) {
+        self.0.retain(|range| range.0 != start);
     }
 
     /// The device that has all of `len` bytes at `address`, and the offset into its range.
@@ -84,23 +91,42 @@ impl PortBus {
     }
 }
 
+/// Registers of PCI functions, which come and go.
+type Bars = Arc<RwLock<Ranges<dyn Mmio>>>;
+
 /// All memory-mapped registers.
 pub(crate) struct MmioBus {
     ranges: Ranges<dyn Mmio>,
+    bars: Bars,
 }
 
 impl MmioBus {
     pub(crate) fn new() -> Self {
-        Self { ranges: Ranges(Vec::new()) }
+        Self { ranges: Ranges(Vec::new()), bars: Arc::new(RwLock::new(Ranges(Vec::new()))) }
     }
 
     pub(crate) fn add(&mut self, gpa: u64, len: u64, device: Shared<dyn Mmio>) {
         self.ranges.add(gpa, len, device);
     }
 
+    /// What maps the registers of PCI functions into `windows`, in which nothing else is.
+    pub(crate) fn windows(&self, windows: Vec<Range<u64>>) -> Windows {
+        Windows { windows, bars: self.bars.clone() }
+    }
+
+    /// The device at an address. No lock of the map is held while it is called: it may change the map.
+    fn find(&self, gpa: u64, len: u64) -> Option<(Shared<dyn Mmio>, u64)> {
+        let of_functions = || {
+            let bars = self.bars.read().unwrap_or_else(PoisonError::into_inner);
+            bars.find(gpa, len).map(|(device, offset)| (device.clone(), offset))
+        };
+        let fixed = self.ranges.find(gpa, len).map(|(device, offset)| (device.clone(), offset));
+        fixed.or_else(of_functions)
+    }
+
     /// Reads 1 to 64 bytes.
     pub(crate) fn read(&self, gpa: u64, data: &mut [u8]) {
-        match self.ranges.find(gpa, data.len() as u64) {
+        match self.find(gpa, data.len() as u64) {
             Some((device, offset)) => {
                 device.lock().unwrap_or_else(PoisonError::into_inner).mmio_read(offset, data)
             }
@@ -110,8 +136,30 @@ impl MmioBus {
 
     /// Writes 1 to 64 bytes.
     pub(crate) fn write(&self, gpa: u64, data: &[u8]) {
-        if let Some((device, offset)) = self.ranges.find(gpa, data.len() as u64) {
+        if let Some((device, offset)) = self.find(gpa, data.len() as u64) {
             device.lock().unwrap_or_else(PoisonError::into_inner).mmio_write(offset, data);
         }
+    }
+}
+
+/// Maps base addresses of PCI functions. Ports are refused: no function of this machine type has any.
+pub(crate) struct Windows {
+    windows: Vec<Range<u64>>,
+    bars: Bars,
+}
+
+impl BarMapper for Windows {
+    fn map(&mut self, region: BarRegion, target: BarTarget) -> bool {
+        let within = |window: &Range<u64>| window.contains(&region.base) && window.contains(&region.last());
+        let fits = region.space == BarSpace::Memory && self.windows.iter().any(within);
+        if fits {
+            let mut bars = self.bars.write().unwrap_or_else(PoisonError::into_inner);
+            bars.add(region.base, region.len, Arc::new(Mutex::new(target)));
+        }
+        fits
+    }
+
+    fn unmap(&mut self, region: BarRegion) {
+        self.bars.write().unwrap_or_else(PoisonError::into_inner).remove(region.base);
     }
 }

@@ -9,6 +9,7 @@ mod board;
 mod bus;
 mod cpu_model;
 mod crew;
+mod functions;
 mod image;
 mod machine;
 mod save;
@@ -22,12 +23,13 @@ use umbra_boot::BootError;
 use umbra_device::DeviceError;
 use umbra_engine::EngineError;
 use umbra_memory::MemoryError;
+use umbra_pci::PciError;
 use umbra_state::{ContainerError, StateError};
 
 pub use image::BootFiles;
 pub use machine::{Console, Machine, Parts};
 pub use save::{SavedMachine, saved_spec};
-pub use spec::{CpuModel, KernelEntry, MachineSpec, SPEC_VERSION};
+pub use spec::{CpuModel, DiskSpec, KernelEntry, MachineSpec, SPEC_VERSION};
 
 /// What happens to a machine by the guest's doing, or to its engine. All vCPUs stand, or will in a moment, when one is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +67,19 @@ pub enum MachineError {
     /// A device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The PCI bus.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// An image.
+    #[error("cannot {doing} the disk {name}: {source}")]
+    Disk {
+        /// What was to be done.
+        doing: &'static str,
+        /// Which disk.
+        name: String,
+        /// Why not.
+        source: Box<umbra_block::Error>,
+    },
     /// The saved file.
     #[error(transparent)]
     Container(#[from] ContainerError),
@@ -79,6 +94,9 @@ pub enum MachineError {
     Host(&'static str, #[source] io::Error),
 }
 
+#[cfg(test)]
+#[path = "functions_test.rs"]
+mod functions_test;
 #[cfg(test)]
 #[path = "machine_test.rs"]
 mod machine_test;

@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use umbra_block::Disk;
 use umbra_boot::Layout;
 use umbra_device::Clock;
 use umbra_engine::{CpuState, Engine, VcpuSpec, Vm, VmSpec};
@@ -32,6 +33,8 @@ pub struct Parts {
     pub console: Console,
     /// Where events go.
     pub events: Sender<Event>,
+    /// The disks of the specification, open, in its order.
+    pub disks: Vec<Disk>,
 }
 
 /// A machine. While it is paused (as it is when made), no vCPU runs and its clock stands.
@@ -68,7 +71,7 @@ impl Machine {
         saved: Option<&[CpuState]>,
     ) -> Result<Self, MachineError> {
         spec.check()?;
-        let Parts { engine, shared_memory, console, events } = parts;
+        let Parts { engine, shared_memory, console, events, disks } = parts;
         let cpus = Processors::new(spec.cpu_model, spec.cpus, &engine.supported_cpuid()?)?;
         // A machine that comes from another host keeps the layout that its guest was told there.
         let saved_bits = saved.and_then(|s| s.first()).and_then(|s| physical_bits(&s.cpuid_table()));
@@ -90,6 +93,9 @@ impl Machine {
             events: &events,
             console,
             layout: &layout,
+            spec: &spec,
+            memory: &memory,
+            disks,
         });
         let board = Arc::new(board?);
         let (mut vcpus, mut shown) = (Vec::new(), Vec::new());
@@ -156,13 +162,14 @@ impl Machine {
             self.clock.start();
             self.vm.start_time()?;
             self.timers.clock_changed();
+            self.board.functions.resume();
             *running = true;
         }
         self.crew.run();
         Ok(())
     }
 
-    /// Stops processors and time, and waits until they stand. Idempotent.
+    /// Stops processors, devices and time, and waits until they stand. Idempotent.
     ///
     /// # Errors
     /// The host refuses.
@@ -170,12 +177,21 @@ impl Machine {
         let mut running = self.running();
         self.crew.stand();
         if *running {
+            self.board.functions.pause();
             self.vm.stop_time()?;
             self.clock.stop();
             self.timers.clock_changed();
             *running = false;
         }
         Ok(())
+    }
+
+    /// Leaves the images of its disks as ones that were closed in order. The machine is paused and does not go on.
+    ///
+    /// # Errors
+    /// An image cannot be written.
+    pub fn close_disks(&self) -> Result<(), MachineError> {
+        self.board.functions.close_disks()
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, bool> {

@@ -12,7 +12,7 @@ use umbra_engine::{
 };
 use umbra_x86::cpuid::{CpuidEntry, CpuidTable, feature};
 
-use crate::{CpuModel, Event, Machine, MachineSpec, Parts, SavedMachine};
+use crate::{CpuModel, DiskSpec, Event, Machine, MachineSpec, Parts, SavedMachine};
 
 /// What a fake processor does when it runs: called again and again until it is kicked.
 type Step = Arc<dyn Fn(u32, &dyn CpuIo) -> Option<Halt> + Send + Sync>;
@@ -114,7 +114,7 @@ fn everything() -> CpuidTable {
     t
 }
 
-fn parts(
+pub(crate) fn parts(
     step: impl Fn(u32, &dyn CpuIo) -> Option<Halt> + Send + Sync + 'static,
 ) -> (Parts, Receiver<Event>, Arc<Mutex<Vec<u8>>>) {
     let (events, receiver) = channel();
@@ -122,10 +122,10 @@ fn parts(
     let out = printed.clone();
     let engine = Box::new(Fake { step: Arc::new(step), supported: everything() });
     let console = Box::new(move |bytes: &[u8]| out.lock().unwrap().extend_from_slice(bytes));
-    (Parts { engine, shared_memory: false, console, events }, receiver, printed)
+    (Parts { engine, shared_memory: false, console, events, disks: Vec::new() }, receiver, printed)
 }
 
-fn spec() -> MachineSpec {
+pub(crate) fn spec() -> MachineSpec {
     MachineSpec::new("test", 2, 64 << 20)
 }
 
@@ -289,6 +289,8 @@ fn the_portable_model_is_the_same_everywhere() {
 fn wrong_specifications_are_refused() {
     let good = spec();
     assert!(good.check().is_ok());
+    let one = DiskSpec { serial: "web-1".into(), ..DiskSpec::default() };
+    assert!(MachineSpec { disks: vec![one.clone()], ..good.clone() }.check().is_ok());
     for bad in [
         MachineSpec { version: 2, ..good.clone() },
         MachineSpec { machine: "q35".into(), ..good.clone() },
@@ -297,6 +299,8 @@ fn wrong_specifications_are_refused() {
         MachineSpec { memory: 1 << 20, ..good.clone() },
         MachineSpec { memory: (64 << 20) + 4096, ..good.clone() },
         MachineSpec { uuid: "ü".repeat(16), ..good.clone() },
+        MachineSpec { disks: vec![DiskSpec { serial: "two words".into(), ..one.clone() }], ..good.clone() },
+        MachineSpec { disks: vec![DiskSpec { serial: "x".repeat(21), ..one }], ..good.clone() },
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }

@@ -35,8 +35,10 @@ impl Machine {
     /// makes the machine anew.
     ///
     /// # Errors
-    /// A device or processor that can't be saved; what the system says of `out`.
+    /// A device or processor that can't be saved; a disk that can't be flushed; what the system says of `out`.
     pub fn save<W: Write>(&self, spec_json: &[u8], out: W) -> Result<W, MachineError> {
+        // What the guest was told to be on its disks is on them before the file is.
+        self.board.functions.flush_disks()?;
         let mut file = ContainerWriter::new(out)?;
         file.chunk(ChunkKind::Spec, 0, spec_json)?;
         let mut records = vec![ClockV1 { now: self.clock.now() }.to_record("clock")];

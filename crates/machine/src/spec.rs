@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use umbra_boot::layout::{CPUS_MAX, MACHINE_TYPE, MIB};
 
+use umbra_virtio::blk::SERIAL_LEN;
+
 use crate::MachineError;
 
 /// The version of this document.
@@ -40,6 +42,26 @@ pub struct MachineSpec {
     /// How the kernel is entered.
     #[serde(default)]
     pub entry: KernelEntry,
+    /// Disks, in the order of their slots.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// A source of entropy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rng: bool,
+}
+
+/// A disk. The image comes to the machine open.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// What the user calls its image, for messages; it is not opened by this name when the machine is restored.
+    pub file: String,
+    /// The guest cannot write it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Its serial number, which Linux shows in /dev/disk/by-id: at most 20 printable characters.
+    #[serde(default)]
+    pub serial: String,
 }
 
 /// What CPUID and MSRs show.
@@ -85,6 +107,8 @@ impl MachineSpec {
             memory,
             cmdline: String::new(),
             entry: KernelEntry::default(),
+            disks: Vec::new(),
+            rng: false,
         }
     }
 
@@ -122,6 +146,13 @@ impl MachineSpec {
             return wrong(format!(
                 "the kernel's command line has {} bytes; no kernel takes more than {CMDLINE_MAX}",
                 self.cmdline.len()
+            ));
+        }
+        let odd = |serial: &str| serial.len() > SERIAL_LEN || !serial.bytes().all(|b| b.is_ascii_graphic());
+        if let Some(disk) = self.disks.iter().find(|disk| odd(&disk.serial)) {
+            return wrong(format!(
+                "`{}` is no serial number; it has at most {SERIAL_LEN} printable ASCII characters",
+                disk.serial.escape_default()
             ));
         }
         self.uuid_bytes().map(drop)

@@ -87,7 +87,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     // Huge pages are worth more under KVM than a descriptor that nobody shares yet.
     let shared_memory = !start.kvm;
     let output = Output::start(console.try_clone()?)?;
-    let parts = Parts { engine, shared_memory, console: output.console(), events };
+    let parts = Parts { engine, shared_memory, console: output.console(), events, disks: Vec::new() };
     let machine = match saved {
         Some(file) => restore(file, parts)?,
         None => {

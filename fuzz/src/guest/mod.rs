@@ -29,8 +29,13 @@ pub fn engine() -> &'static SoftEngine {
 /// What a machine is made of: this engine, and a console that nobody reads; and where its events come.
 pub fn parts() -> (Parts, Receiver<Event>) {
     let (events, receiver) = channel();
-    let parts =
-        Parts { engine: Box::new(Borrowed), shared_memory: true, console: Box::new(|_: &[u8]| {}), events };
+    let parts = Parts {
+        engine: Box::new(Borrowed),
+        shared_memory: true,
+        console: Box::new(|_: &[u8]| {}),
+        events,
+        disks: Vec::new(),
+    };
     (parts, receiver)
 }
 
