@@ -122,7 +122,7 @@ fn a_secret_opens_another() {
     let vector: Vec<u8> = (0..16).collect();
     let packed: [u8; 16] =
         [0x5a, 0x64, 0xb7, 0x4f, 0x05, 0x76, 0xbb, 0x89, 0x2d, 0x28, 0x0c, 0x48, 0xc7, 0x5a, 0x86, 0x80];
-    assert_eq!(open_secret(&key, &vector, &packed).unwrap(), b"password");
+    assert_eq!(*open_secret(&key, &vector, &packed).unwrap(), b"password");
     assert!(open_secret(&key[1..], &vector, &packed).is_err());
     assert!(open_secret(&key, &vector[1..], &packed).is_err());
     assert!(open_secret(&key, &vector, &packed[1..]).is_err());

@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use crate::{Access, Error, FileStorage, FileStorageSpec, LockMode, Options, Registry, Result, Storage};
 
 /// Where the bytes of a node come from.
@@ -158,9 +160,9 @@ impl Opener for HostFiles {
     }
 }
 
-/// Secrets by id. They are never shown.
+/// Secrets by id. They are never shown, and wiped when the last of those that share them is dropped.
 #[derive(Clone, Default)]
-pub struct Secrets(BTreeMap<String, Vec<u8>>);
+pub struct Secrets(BTreeMap<String, Arc<Zeroizing<Vec<u8>>>>);
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -170,8 +172,8 @@ impl fmt::Debug for Secrets {
 
 impl Secrets {
     /// Adds one.
-    pub fn add(&mut self, id: impl Into<String>, secret: Vec<u8>) {
-        self.0.insert(id.into(), secret);
+    pub fn add(&mut self, id: impl Into<String>, secret: impl Into<Zeroizing<Vec<u8>>>) {
+        self.0.insert(id.into(), Arc::new(secret.into()));
     }
 
     /// The secret of that id.
@@ -179,7 +181,8 @@ impl Secrets {
     /// # Errors
     /// [`Error::InvalidOption`] where there is none.
     pub fn get(&self, id: &str) -> Result<&[u8]> {
-        self.0.get(id).map(Vec::as_slice).ok_or_else(|| Error::option(format!("No secret with id '{id}'")))
+        let secret = self.0.get(id).map(|secret| secret.as_slice());
+        secret.ok_or_else(|| Error::option(format!("No secret with id '{id}'")))
     }
 }
 

@@ -12,7 +12,11 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, InconsistentKeys, RootCertStore, ServerConfig, SignatureScheme,
+};
+use zeroize::Zeroizing;
 
 use crate::{Error, Result};
 
@@ -57,17 +61,28 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     if list.is_empty() { Err(unreadable(path)(pem::Error::NoItemsFound)) } else { Ok(list) }
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path).map_err(unreadable(path))
+/// The private key of a file. Its bytes are wiped; what the library makes of them is its own.
+fn key(path: &Path) -> Result<Arc<dyn SigningKey>> {
+    let bytes = std::fs::read(path).map_err(|error| unreadable(path)(pem::Error::Io(error)))?;
+    let key = PrivateKeyDer::from_pem_slice(&Zeroizing::new(bytes)).map_err(unreadable(path))?;
+    let key = Zeroizing::new(key);
+    ring::sign::any_supported_type(&key).map_err(|error| wrong(format!("'{}': {error}", path.display())))
 }
 
 /// The certificate and key of one side, where they are there.
-fn own(folder: &Path, side: &str) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>> {
+fn own(folder: &Path, side: &str) -> Result<Option<Arc<SingleCertAndKey>>> {
     let path = folder.join(format!("{side}-cert.pem"));
     if !path.exists() {
         return Ok(None);
     }
-    Ok(Some((certificates(&path)?, key(&folder.join(format!("{side}-key.pem")))?)))
+    let pair = CertifiedKey::new(certificates(&path)?, key(&folder.join(format!("{side}-key.pem")))?);
+    match pair.keys_match() {
+        // A key that cannot say of which certificate it is finds out when it is used.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {
+            Ok(Some(Arc::new(SingleCertAndKey::from(pair))))
+        }
+        Err(error) => Err(wrong(format!("'{}': {error}", path.display()))),
+    }
 }
 
 fn authorities(path: &Path) -> Result<Arc<RootCertStore>> {
@@ -93,7 +108,7 @@ impl TlsServer {
     /// # Errors
     /// Files that are missing or wrong.
     pub fn load(folder: &Path, verify_clients: bool) -> Result<Self> {
-        let Some((chain, key)) = own(folder, "server")? else {
+        let Some(pair) = own(folder, "server")? else {
             return Err(wrong(format!("there is no 'server-cert.pem' in '{}'", folder.display())));
         };
         let builder = ServerConfig::builder_with_provider(provider());
@@ -108,7 +123,7 @@ impl TlsServer {
                 builder.with_client_cert_verifier(verifier.build().map_err(wrong)?)
             }
         };
-        let config = builder.with_single_cert(chain, key).map_err(wrong)?;
+        let config = builder.with_cert_resolver(pair);
         Ok(Self { config: Arc::new(config) })
     }
 
@@ -141,7 +156,7 @@ impl TlsClient {
         };
         let own = folder.map_or(Ok(None), |folder| own(folder, "client"))?;
         let config = match own {
-            Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(wrong)?,
+            Some(pair) => builder.with_client_cert_resolver(pair),
             None => builder.with_no_client_auth(),
         };
         Ok(Self { config: Arc::new(config), verifies: verify })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use aes::cipher::array::Array;
 use aes::cipher::consts::U16;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
+use zeroize::Zeroizing;
 
 use super::SECTOR;
 use super::hash::Hash;
@@ -321,8 +322,8 @@ pub(super) fn new(algorithm: Algorithm, mode: Mode, iv: Iv, key: &[u8]) -> Resul
 
 /// The legacy scheme of qcow2: AES-128 in CBC, keyed with the first 16 bytes of the password, sectors numbered plainly.
 pub(crate) fn legacy_cipher(password: &[u8]) -> Result<Arc<dyn SectorCipher>> {
-    let mut key = [0; 16];
+    let mut key = Zeroizing::new([0; 16]);
     let len = password.len().min(16);
     key[..len].copy_from_slice(&password[..len]);
-    with::<aes::Aes128>(Algorithm::Aes128, Mode::Cbc, Iv::Plain64, &key)
+    with::<aes::Aes128>(Algorithm::Aes128, Mode::Cbc, Iv::Plain64, &*key)
 }

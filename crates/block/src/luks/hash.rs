@@ -1,6 +1,7 @@
 //! Hash functions, by the names that LUKS and QEMU have for them.
 
 use sha2::Digest;
+use zeroize::Zeroizing;
 
 use crate::{Error, Result};
 
@@ -38,11 +39,12 @@ impl Hash {
         NAMES.iter().find(|(hash, _)| *hash == self).map_or("", |(_, name)| name)
     }
 
-    pub(super) fn digest(self, parts: &[&[u8]]) -> Vec<u8> {
-        fn run<D: Digest>(parts: &[&[u8]]) -> Vec<u8> {
+    /// The digest of all parts, wiped like what it is made of.
+    pub(super) fn digest(self, parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+        fn run<D: Digest>(parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
             let mut hash = D::new();
             parts.iter().for_each(|part| hash.update(part));
-            hash.finalize().to_vec()
+            Zeroizing::new(hash.finalize().to_vec())
         }
         match self {
             Self::Md5 => run::<md5::Md5>(parts),

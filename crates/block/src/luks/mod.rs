@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+use zeroize::Zeroizing;
 
 use crate::{Error, InfoValue, Result, SectorCipher, Storage, StorageExt};
 use cipher::{Algorithm, Iv, Mode};
@@ -81,14 +82,12 @@ pub(crate) struct Header {
 }
 
 /// A master key, wiped when it is dropped.
-pub(crate) struct Key(Vec<u8>);
+pub(crate) struct Key(Zeroizing<Vec<u8>>);
 
-impl Drop for Key {
-    fn drop(&mut self) {
-        for byte in &mut self.0 {
-            *byte = 0;
-        }
-        std::hint::black_box(&self.0);
+impl Key {
+    /// One of `len` bytes, to be filled.
+    fn empty(len: usize) -> Self {
+        Self(Zeroizing::new(vec![0; len]))
     }
 }
 
@@ -175,16 +174,16 @@ impl Header {
         if slot.active.get() != ACTIVE {
             return Ok(None);
         }
-        let mut slot_key = Key(vec![0; self.key_len()]);
+        let mut slot_key = Key::empty(self.key_len());
         self.hash.pbkdf2(passphrase, &slot.salt, slot.iterations.get(), &mut slot_key.0);
         let cipher = self.cipher(&slot_key)?;
         let stripes = slot.stripes.get() as usize;
         let len = (stripes * self.key_len()).next_multiple_of(SECTOR as usize);
         let start = offset + u64::from(slot.material_sector.get()) * SECTOR;
-        let mut material = Key(storage.read_vec(start, len)?);
-        cipher.decrypt(0, &mut material.0);
-        material.0.truncate(stripes * self.key_len());
-        let key = Key(slots::merge(&material.0, self.key_len(), self.hash));
+        let mut material = Zeroizing::new(storage.read_vec(start, len)?);
+        cipher.decrypt(0, &mut material);
+        material.truncate(stripes * self.key_len());
+        let key = Key(slots::merge(&material, self.key_len(), self.hash));
         Ok(self.is_master(&key).then_some(key))
     }
 

@@ -3,6 +3,7 @@
 use aes::Aes256;
 use aes::cipher::array::Array;
 use aes::cipher::{BlockCipherDecrypt, KeyInit};
+use zeroize::Zeroizing;
 
 use crate::{Error, Result};
 
@@ -12,7 +13,7 @@ const BLOCK: usize = 16;
 ///
 /// # Errors
 /// [`Error::InvalidOption`]: a key or vector of the wrong length, or data that this key has not made.
-pub fn open_secret(key: &[u8], vector: &[u8], data: &[u8]) -> Result<Vec<u8>> {
+pub fn open_secret(key: &[u8], vector: &[u8], data: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
     let cipher = Aes256::new_from_slice(key)
         .map_err(|_| Error::option(format!("Key should be 32 bytes in length, not {}", key.len())))?;
     let mut last: [u8; BLOCK] = vector
@@ -22,7 +23,7 @@ pub fn open_secret(key: &[u8], vector: &[u8], data: &[u8]) -> Result<Vec<u8>> {
     if data.is_empty() || !data.len().is_multiple_of(BLOCK) {
         return Err(wrong());
     }
-    let mut secret = Vec::with_capacity(data.len());
+    let mut secret = Zeroizing::new(Vec::with_capacity(data.len()));
     for packed in data.chunks_exact(BLOCK) {
         let packed: [u8; BLOCK] = packed.try_into().map_err(|_| wrong())?;
         let mut block = Array(packed);
@@ -34,6 +35,7 @@ pub fn open_secret(key: &[u8], vector: &[u8], data: &[u8]) -> Result<Vec<u8>> {
     if filling == 0 || filling > BLOCK {
         return Err(wrong());
     }
-    secret.truncate(secret.len() - filling);
+    let len = secret.len() - filling;
+    secret.truncate(len);
     Ok(secret)
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use zerocopy::{FromZeros, IntoBytes};
+use zeroize::Zeroizing;
 
 use super::cipher::{Algorithm, Iv, Mode, parse_mode};
 use super::hash::Hash;
@@ -43,8 +44,8 @@ fn mix(into: &mut [u8], stripe: &[u8]) {
 }
 
 /// The key out of its stripes.
-pub(super) fn merge(material: &[u8], key_len: usize, hash: Hash) -> Vec<u8> {
-    let mut key = vec![0; key_len];
+pub(super) fn merge(material: &[u8], key_len: usize, hash: Hash) -> Zeroizing<Vec<u8>> {
+    let mut key = Zeroizing::new(vec![0; key_len]);
     let stripes = material.len() / key_len;
     for (index, stripe) in material.chunks_exact(key_len).enumerate() {
         mix(&mut key, stripe);
@@ -55,18 +56,19 @@ pub(super) fn merge(material: &[u8], key_len: usize, hash: Hash) -> Vec<u8> {
     key
 }
 
-/// Stripes that give the key.
-fn split(key: &[u8], stripes: usize, hash: Hash) -> Result<Vec<u8>> {
-    let mut material = vec![0; key.len() * stripes];
-    let last = material.len() - key.len();
+/// Stripes that give the key, and zeroes up to whole sectors.
+fn split(key: &[u8], stripes: usize, hash: Hash) -> Result<Zeroizing<Vec<u8>>> {
+    let len = key.len() * stripes;
+    let mut material = Zeroizing::new(vec![0; len.next_multiple_of(SECTOR as usize)]);
+    let last = len - key.len();
     random(&mut material[..last])?;
-    let mut sum = vec![0; key.len()];
+    let mut sum = Zeroizing::new(vec![0; key.len()]);
     for stripe in material[..last].chunks_exact(key.len()) {
         mix(&mut sum, stripe);
         diffuse(&mut sum, hash);
     }
     mix(&mut sum, key);
-    material[last..].copy_from_slice(&sum);
+    material[last..len].copy_from_slice(&sum);
     Ok(material)
 }
 
@@ -152,7 +154,7 @@ pub(crate) fn format_header(options: Options, secrets: &Secrets, detached: bool)
     let wish = Wish::parse(options)?;
     let passphrase = secrets.get(&wish.secret)?;
     let key_len = wish.algorithm.key_len() * if wish.mode == Mode::Xts { 2 } else { 1 };
-    let mut key = Key(vec![0; key_len]);
+    let mut key = Key::empty(key_len);
     random(&mut key.0)?;
     // What does not go together is told before anything takes time.
     super::cipher::new(wish.algorithm, wish.mode, wish.iv, &key.0)?;
@@ -200,12 +202,12 @@ impl Header {
         slot.stripes = STRIPES.into();
         slot.active = ACTIVE.into();
         let salt = slot.salt;
-        let mut slot_key = Key(vec![0; self.key_len()]);
+        let mut slot_key = Key::empty(self.key_len());
         self.hash.pbkdf2(passphrase, &salt, rounds, &mut slot_key.0);
         let mut material = split(&key.0, STRIPES as usize, self.hash)?;
-        material.resize(material.len().next_multiple_of(SECTOR as usize), 0);
         self.cipher(&slot_key)?.encrypt(0, &mut material);
-        Ok(material)
+        // Encrypted, it is no secret any more.
+        Ok(std::mem::take(&mut *material))
     }
 
     fn active(&self) -> usize {

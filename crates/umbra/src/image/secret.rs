@@ -3,10 +3,11 @@
 //! Properties are those of QEMU's object `secret` (`data`, `file`, `format`, `keyid`, `iv`), and two more: `fd`, and
 //! `prompt=on`.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{Read, Write};
 
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use umbra_block::{Options, Secrets, open_secret};
+use zeroize::Zeroizing;
 
 use super::failure::{Failure, Outcome, reason};
 use super::{json, keyval};
@@ -42,7 +43,7 @@ pub fn read_all<'a>(definitions: impl Iterator<Item = &'a str>) -> Outcome<Secre
 /// A secret as the command line has it.
 struct Given {
     id: String,
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     is_base64: bool,
     /// The secret that this one is encrypted with.
     keyid: Option<String>,
@@ -71,7 +72,7 @@ impl Given {
             return Err(Failure::new(format!("Parameter '{name}' is unexpected")));
         }
         let bytes = match (data, file, descriptor, prompt) {
-            (Some(data), None, None, false) => data.into_bytes(),
+            (Some(data), None, None, false) => data.into_bytes().into(),
             (None, Some(file), None, false) => from_file(&file)?,
             (None, None, Some(number), false) => from_descriptor(&number)?,
             (None, None, None, true) => from_prompt(&id)?,
@@ -83,7 +84,7 @@ impl Given {
         Ok(Given { id, bytes, is_base64, keyid, vector })
     }
 
-    fn open(self, secrets: &Secrets) -> Outcome<Vec<u8>> {
+    fn open(self, secrets: &Secrets) -> Outcome<Zeroizing<Vec<u8>>> {
         let bytes = if self.is_base64 { base64(&self.bytes)? } else { self.bytes };
         let Some(keyid) = &self.keyid else {
             return match self.vector {
@@ -115,7 +116,7 @@ pub fn properties(definition: &str) -> Result<Options, String> {
     Ok(pairs.into_iter().collect())
 }
 
-fn from_file(name: &str) -> Outcome<Vec<u8>> {
+fn from_file(name: &str) -> Outcome<Zeroizing<Vec<u8>>> {
     let unreadable = |error: std::io::Error| {
         Failure::new(format!("Unable to read {name}: Failed to open file “{name}”: {}", reason(&error)))
     };
@@ -123,7 +124,7 @@ fn from_file(name: &str) -> Outcome<Vec<u8>> {
     limited(file).map_err(unreadable)
 }
 
-fn from_descriptor(number: &str) -> Outcome<Vec<u8>> {
+fn from_descriptor(number: &str) -> Outcome<Zeroizing<Vec<u8>>> {
     let wrong = || Failure::new(format!("fd={number} is no open file descriptor"));
     let number: u32 = number.parse().map_err(|_| wrong())?;
     // By name, so that the descriptor stays whoever's it is.
@@ -136,8 +137,9 @@ fn from_descriptor(number: &str) -> Outcome<Vec<u8>> {
     Ok(secret)
 }
 
-fn limited(file: std::fs::File) -> std::io::Result<Vec<u8>> {
-    let mut secret = Vec::new();
+fn limited(file: std::fs::File) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    // Room for all of it at once: what a list leaves behind when it grows would not be wiped.
+    let mut secret = Zeroizing::new(Vec::with_capacity(LEN_MAX as usize + 64));
     file.take(LEN_MAX + 1).read_to_end(&mut secret)?;
     match secret.len() as u64 > LEN_MAX {
         true => Err(std::io::Error::other("it is longer than 64 KiB")),
@@ -145,7 +147,7 @@ fn limited(file: std::fs::File) -> std::io::Result<Vec<u8>> {
     }
 }
 
-fn from_prompt(id: &str) -> Outcome<Vec<u8>> {
+fn from_prompt(id: &str) -> Outcome<Zeroizing<Vec<u8>>> {
     let failed =
         |error: std::io::Error| Failure::new(format!("cannot ask for secret '{id}': {}", reason(&error)));
     let terminal = std::fs::File::options().read(true).write(true).open("/dev/tty").map_err(failed)?;
@@ -154,19 +156,29 @@ fn from_prompt(id: &str) -> Outcome<Vec<u8>> {
     silent.local_modes.remove(LocalModes::ECHO);
     (&terminal).write_all(format!("Secret '{id}': ").as_bytes()).map_err(failed)?;
     tcsetattr(&terminal, OptionalActions::Flush, &silent).map_err(|errno| failed(errno.into()))?;
-    let mut line = String::new();
-    let read = std::io::BufReader::new((&terminal).take(LEN_MAX)).read_line(&mut line);
+    let read = line(&terminal);
     tcsetattr(&terminal, OptionalActions::Flush, &before).map_err(|errno| failed(errno.into()))?;
     (&terminal).write_all(b"\n").map_err(failed)?;
-    read.map_err(failed)?;
-    Ok(line.trim_end_matches('\n').as_bytes().to_vec())
+    read.map_err(failed)
+}
+
+/// A line, without its end.
+fn line(terminal: &std::fs::File) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut line = Zeroizing::new(Vec::with_capacity(LEN_MAX as usize));
+    let mut byte = Zeroizing::new([0]);
+    let mut terminal = terminal;
+    while line.len() < LEN_MAX as usize && terminal.read(&mut *byte)? > 0 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(line)
 }
 
 /// RFC 4648, section 4. White space is passed over.
-fn base64(text: &[u8]) -> Outcome<Vec<u8>> {
+fn base64(text: &[u8]) -> Outcome<Zeroizing<Vec<u8>>> {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let wrong = || Failure::new("Base64 data is not valid");
-    let digits: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let mut digits = Zeroizing::new(Vec::with_capacity(text.len()));
+    digits.extend(text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()));
     let end = digits.iter().position(|&byte| byte == b'=').unwrap_or(digits.len());
     if !digits.len().is_multiple_of(4)
         || digits.len() - end > 2
@@ -174,7 +186,7 @@ fn base64(text: &[u8]) -> Outcome<Vec<u8>> {
     {
         return Err(wrong());
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Zeroizing::new(Vec::with_capacity(digits.len()));
     for group in digits[..end].chunks(4) {
         let mut word = 0u32;
         for &digit in group {
