@@ -47,10 +47,8 @@ impl Poller {
     /// # Errors
     /// The kernel's limit of watched descriptors, or a descriptor that cannot be watched.
     pub fn add(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
+        let flags =
+            epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         Ok(epoll::add(&*self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
     }
 

@@ -30,12 +30,7 @@ impl LinkThread {
     ///
     /// # Errors
     /// The host has no thread or descriptor left.
-    pub fn start(
-        name: &str,
-        wake: Wake,
-        nic: Box<dyn Nic>,
-        mut backend: Box<dyn Backend>,
-    ) -> Result<Self> {
+    pub fn start(name: &str, wake: Wake, nic: Box<dyn Nic>, mut backend: Box<dyn Backend>) -> Result<Self> {
         let poller = Poller::new().map_err(Error::host("watch sockets"))?;
         poller.add(&wake, WAKE).map_err(Error::host("watch the doorbell of a network card"))?;
         backend.attach(&poller).map_err(Error::host("watch sockets"))?;

@@ -74,7 +74,9 @@ impl Leases {
         let (domain, hostname) = (net.spec.domain.clone(), net.spec.hostname.clone());
         let mut options = vec![DhcpOption { kind: OPTION_MTU, data: &mtu }];
         options.extend(domain.as_ref().map(|text| DhcpOption { kind: OPTION_DOMAIN, data: text.as_bytes() }));
-        options.extend(hostname.as_ref().map(|text| DhcpOption { kind: OPTION_HOSTNAME, data: text.as_bytes() }));
+        options.extend(
+            hostname.as_ref().map(|text| DhcpOption { kind: OPTION_HOSTNAME, data: text.as_bytes() }),
+        );
         let restricted = net.spec.restricted;
         let told = kind != DhcpMessageType::Nak;
         let answer = DhcpRepr {
@@ -87,8 +89,7 @@ impl Leases {
             requested_ip: None,
             parameter_request_list: None,
             server_identifier: Some(gateway),
-            dns_servers: (told && !restricted)
-                .then(|| smoltcp_vec(net.spec.dns)),
+            dns_servers: (told && !restricted).then(|| smoltcp_vec(net.spec.dns)),
             max_size: None,
             lease_duration: (told && request.message_type != DhcpMessageType::Inform).then_some(LEASE_S),
             renew_duration: None,

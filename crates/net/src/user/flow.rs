@@ -91,7 +91,14 @@ impl Flows {
     }
 
     /// A datagram of the guest's.
-    pub(super) fn input_udp(&mut self, net: &mut Net, forwards: &Forwards, now: Instant, packet: &Packet<'_>, udp: &UdpPacket<&[u8]>) {
+    pub(super) fn input_udp(
+        &mut self,
+        net: &mut Net,
+        forwards: &Forwards,
+        now: Instant,
+        packet: &Packet<'_>,
+        udp: &UdpPacket<&[u8]>,
+    ) {
         let key = Key {
             transport: Transport::Udp,
             guest: SocketAddr::new(packet.source, udp.src_port()),
@@ -101,7 +108,13 @@ impl Flows {
     }
 
     /// An echo request of the guest's to somebody outside.
-    pub(super) fn input_echo(&mut self, net: &mut Net, forwards: &Forwards, now: Instant, packet: &Packet<'_>) {
+    pub(super) fn input_echo(
+        &mut self,
+        net: &mut Net,
+        forwards: &Forwards,
+        now: Instant,
+        packet: &Packet<'_>,
+    ) {
         let Some(&[high, low]) = packet.payload.get(4..6) else { return };
         let key = Key {
             transport: Transport::Ping,
@@ -111,7 +124,15 @@ impl Flows {
         self.send(net, forwards, now, packet, key, packet.payload);
     }
 
-    fn send(&mut self, net: &mut Net, forwards: &Forwards, now: Instant, packet: &Packet<'_>, key: Key, bytes: &[u8]) {
+    fn send(
+        &mut self,
+        net: &mut Net,
+        forwards: &Forwards,
+        now: Instant,
+        packet: &Packet<'_>,
+        key: Key,
+        bytes: &[u8],
+    ) {
         let names = key.transport == Transport::Udp && net.asks_names(key.remote);
         let mut known = self.by_key.get(&key).copied();
         if let Some(index) = known.filter(|_| names)
@@ -246,7 +267,9 @@ impl Flows {
 
     /// A flow's socket is readable.
     pub(super) fn event(&mut self, token: u32) {
-        let Some(flow) = self.slots.index_of(token).and_then(|index| self.slots.get_mut(index)) else { return };
+        let Some(flow) = self.slots.index_of(token).and_then(|index| self.slots.get_mut(index)) else {
+            return;
+        };
         if !flow.queued {
             flow.queued = true;
             self.readable.push_back(token);

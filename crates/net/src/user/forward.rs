@@ -49,7 +49,8 @@ impl Forward {
         let (socket, address) = match self.protocol {
             ForwardProtocol::Tcp => {
                 let socket = TcpListener::bind(self.host).map_err(refused)?;
-                let refused = |source: rustix::io::Errno| Error::Listen { address: self.host, source: source.into() };
+                let refused =
+                    |source: rustix::io::Errno| Error::Listen { address: self.host, source: source.into() };
                 rustix::net::sockopt::set_tcp_nodelay(&socket, true).map_err(refused)?;
                 let address = socket.local_addr();
                 (OwnedFd::from(socket), address)
@@ -128,11 +129,15 @@ impl Forwards {
             )));
         }
         let Some(index) = self.slots.insert(Port { listening, readable: true }) else {
-            return Err(Error::Spec(format!("{FORWARDS_MAX} ports lead to the guest already; remove one first")));
+            return Err(Error::Spec(format!(
+                "{FORWARDS_MAX} ports lead to the guest already; remove one first"
+            )));
         };
         let token = self.slots.token(index);
-        let watched =
-            self.slots.get_mut(index).is_some_and(|port| net.watch(&port.listening.socket, Owner::Forward, token));
+        let watched = self
+            .slots
+            .get_mut(index)
+            .is_some_and(|port| net.watch(&port.listening.socket, Owner::Forward, token));
         if !watched {
             self.slots.remove(index);
             return Err(Error::Spec("the host refuses to watch another socket".to_owned()));
@@ -143,7 +148,8 @@ impl Forwards {
     /// Closes the port; connections that came through it live on. Whether there was one.
     pub(super) fn remove(&mut self, protocol: ForwardProtocol, host: SocketAddr) -> bool {
         let matches = |forward: &Forward| forward.protocol == protocol && forward.host == host;
-        let found = self.slots.iter().find(|(_, port)| matches(&port.listening.forward)).map(|(index, _)| index);
+        let found =
+            self.slots.iter().find(|(_, port)| matches(&port.listening.forward)).map(|(index, _)| index);
         found.and_then(|index| self.slots.remove(index)).is_some()
     }
 
@@ -179,8 +185,7 @@ impl Port {
         let result = match self.listening.forward.protocol {
             ForwardProtocol::Tcp => {
                 let flags = rustix::net::SocketFlags::NONBLOCK | rustix::net::SocketFlags::CLOEXEC;
-                rustix::net::acceptfrom_with(socket, flags)
-                    .map(|(socket, peer)| (peer, Some(socket), 0))
+                rustix::net::acceptfrom_with(socket, flags).map(|(socket, peer)| (peer, Some(socket), 0))
             }
             ForwardProtocol::Udp => rustix::net::recvfrom(socket, buffer, rustix::net::RecvFlags::DONTWAIT)
                 .map(|(read, _, peer)| (peer, None, read)),

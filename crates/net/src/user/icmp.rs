@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::net::Net;
-use crate::wire::{Ipv4Fragment, Mac, Packet, Sum, ip_header, l4_checksum, Built};
+use crate::wire::{Built, Ipv4Fragment, Mac, Packet, Sum, ip_header, l4_checksum};
 
 /// ICMP's IP protocol number.
 pub(super) const ICMP4: u8 = 1;
@@ -81,7 +81,12 @@ pub(super) fn unreachable(net: &mut Net, packet: &Packet<'_>, why: Unreachable) 
 }
 
 /// Tells the guest that nobody takes what it sent by UDP from and to these ports, a while ago.
-pub(super) fn port_unreachable(net: &mut Net, mac: Mac, guest: std::net::SocketAddr, remote: std::net::SocketAddr) {
+pub(super) fn port_unreachable(
+    net: &mut Net,
+    mac: Mac,
+    guest: std::net::SocketAddr,
+    remote: std::net::SocketAddr,
+) {
     let mut quote = Built::new();
     ip_header(&mut quote, guest.ip(), remote.ip(), UDP, HEADER_LEN, None, Ipv4Fragment::WHOLE);
     quote.push(&guest.port().to_be_bytes());

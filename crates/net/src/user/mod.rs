@@ -13,6 +13,8 @@ mod dhcp;
 mod flow;
 mod forward;
 mod fragments;
+#[cfg(test)]
+mod hostile_test;
 mod icmp;
 mod ndp;
 mod net;
@@ -20,7 +22,15 @@ mod outside;
 mod resolvers;
 mod slots;
 mod spec;
+#[cfg(test)]
+mod stack_test;
 mod tcp;
+#[cfg(test)]
+mod tcp_test;
+#[cfg(test)]
+mod test_cut;
+#[cfg(test)]
+mod test_help;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -262,11 +272,7 @@ impl Backend for User {
     fn tick(&mut self, now: Instant) -> Option<Instant> {
         self.pull_arrivals(now);
         self.flows.pull(&mut self.net, now);
-        let due = [
-            self.tcp.tick(now),
-            self.flows.tick(&self.net, now),
-            self.router.tick(&mut self.net, now),
-        ];
+        let due = [self.tcp.tick(now), self.flows.tick(&self.net, now), self.router.tick(&mut self.net, now)];
         due.into_iter().flatten().min()
     }
 

@@ -174,7 +174,14 @@ impl Net {
     }
 
     /// Ethernet and IP headers of a packet for the guest.
-    pub(super) fn ip_headers(&self, mac: Mac, source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Built {
+    pub(super) fn ip_headers(
+        &self,
+        mac: Mac,
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: u8,
+        len: usize,
+    ) -> Built {
         let mut out = Built::new();
         ethernet_header(&mut out, mac, self.mac(), ether_type(destination));
         ip_header(&mut out, source, destination, protocol, len, None, Ipv4Fragment::WHOLE);

@@ -88,7 +88,10 @@ impl UserSpec {
         let mask = self.mask();
         for address in [self.dns, self.guest] {
             if u32::from(address) & mask != u32::from(self.gateway) & mask {
-                return wrong(format!("{address} is not in the network of {}/{}", self.gateway, self.prefix_len));
+                return wrong(format!(
+                    "{address} is not in the network of {}/{}",
+                    self.gateway, self.prefix_len
+                ));
             }
         }
         if self.gateway == self.dns || self.gateway == self.guest || self.dns == self.guest {

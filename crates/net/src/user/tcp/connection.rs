@@ -26,13 +26,15 @@ const PAYLOAD_MAX: usize = 65_535 - 40 - 20;
 /// Smallest segment that a guest can ask for (RFC 9293, section 3.7.1).
 const MSS_MIN: u16 = 536;
 /// Until something is sent again. There is no wire; a guest that takes longer was not running.
-const RETRANSMIT: Duration = Duration::from_millis(300);
+const RETRANSMIT: Duration = Duration::from_millis(200);
 /// The wait doubles so many times.
 const DOUBLINGS_MAX: u32 = 7;
 /// Times that something is sent again before the guest counts as gone: some minutes.
 const RETRIES_MAX: u32 = 15;
 /// Acknowledgements of the same byte after which it counts as lost (RFC 5681, section 3.2).
 const DUPLICATES: u8 = 3;
+/// Acknowledgements of a gap that are owed at most: as many as the guest needs to believe in it, and one.
+const GAP_ACKS_MAX: u8 = 4;
 
 /// How far two sequence numbers are apart; negative if `a` comes before `b`.
 fn distance(a: u32, b: u32) -> i32 {
@@ -117,6 +119,8 @@ pub(super) struct Connection {
     /// The host knows that.
     shut: bool,
     ack_due: bool,
+    /// Acknowledgements that tell of a gap, which the guest counts if they carry nothing else (RFC 5681, section 2).
+    gap_acks: u8,
 }
 
 impl Connection {
@@ -151,6 +155,7 @@ impl Connection {
             guest_ended: false,
             shut: false,
             ack_due: false,
+            gap_acks: 0,
         }
     }
 
@@ -372,7 +377,9 @@ impl Connection {
             return Fate::Breaks;
         }
         let offset = distance(segment.seq, self.expected);
-        self.ack_due |= offset > 0 && offset <= BACK_MAX as i32 && self.phase == Phase::Open;
+        if offset > 0 && offset <= BACK_MAX as i32 && self.phase == Phase::Open {
+            self.ack_due = true;
+        }
         Fate::Lives
     }
 
@@ -442,11 +449,17 @@ impl Connection {
         let len = payload.len() + usize::from(fin);
         if len == 0 {
             // A segment before the window asks whether we are there (RFC 9293, section 3.8.4).
-            self.ack_due |= skip != 0;
+            if skip != 0 {
+                self.ack_due = true;
+            }
+            return;
+        }
+        if skip < 0 {
+            self.gap_acks = (self.gap_acks + 1).min(GAP_ACKS_MAX);
             return;
         }
         self.ack_due = true;
-        if skip < 0 || skip as usize >= len || self.guest_ended {
+        if skip as usize >= len || self.guest_ended {
             return;
         }
         let new = payload.get(skip as usize..).unwrap_or_default();
@@ -487,8 +500,8 @@ impl Connection {
                 (self.next == self.initial).then_some(plan)
             }
             Phase::Open => {
-                let (len, fin) = self.sendable(can_cut);
-                if len == 0 && !fin && !self.ack_due {
+                let (len, fin) = if self.gap_acks > 0 { (0, false) } else { self.sendable(can_cut) };
+                if len == 0 && !fin && !self.ack_due && self.gap_acks == 0 {
                     return None;
                 }
                 let mut plan = bare(self.next, Flags::ACK);
@@ -535,6 +548,7 @@ impl Connection {
         }
         if flags.contains(Flags::ACK) {
             self.ack_due = false;
+            self.gap_acks = self.gap_acks.saturating_sub(1);
             let scale = if flags.contains(Flags::SYN) { 0 } else { self.our_shift };
             self.window_end = self.expected.wrapping_add(u32::from(plan.segment.window) << scale);
         }

@@ -1,7 +1,7 @@
 //! TCP connections, each between the guest and a socket of the host.
 //!
-//! `smoltcp`'s own sockets are not used for this: one has to listen on each port that a guest may ask for, every frame is offered to each
-//! of them, and none sends a segment larger than the MTU for the guest to cut.
+//! `smoltcp`'s own sockets are not used for this: one has to listen on each port that a guest may ask for, every frame is offered to
+//! one after another of them, and each owns its buffers, which hundreds of connections shall share.
 
 mod connection;
 mod ring;
@@ -74,6 +74,11 @@ impl Tcp {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.by_key.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn queue_len(&self) -> usize {
+        self.queue.len()
     }
 
     /// A first sequence number that nobody outside can tell (RFC 6528 wants it hard to guess).

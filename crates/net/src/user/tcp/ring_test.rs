@@ -16,7 +16,12 @@ fn bytes_come_out_as_they_went_in() {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let len = (random >> 8) as usize % 9000;
         if random >> 31 == 0 {
-            let data: Vec<u8> = (0..len).map(|_| { next = next.wrapping_add(1); next }).collect();
+            let data: Vec<u8> = (0..len)
+                .map(|_| {
+                    next = next.wrapping_add(1);
+                    next
+                })
+                .collect();
             let taken = ring.push(&data, &mut budget);
             assert_eq!(taken, len.min(4 * LEN_MIN - model.len()));
             model.extend(&data[..taken]);

@@ -10,9 +10,7 @@ use zerocopy::{Immutable, Unaligned};
 
 use crate::link::Offloads;
 use crate::user::net::Net;
-use crate::wire::{
-    Built, ETHERNET_LEN, Gso, Mac, Packet, Sum, VnetHeader, ip_header_len, l4_checksum,
-};
+use crate::wire::{Built, ETHERNET_LEN, Gso, Mac, Packet, Sum, VnetHeader, ip_header_len, l4_checksum};
 
 /// TCP's IP protocol number.
 pub(in crate::user) const TCP: u8 = 6;
