@@ -37,7 +37,7 @@ impl Fragments {
         self.packets.retain(|pieces| now.saturating_duration_since(pieces.since) < PATIENCE);
         let end = part.offset + packet.payload.len();
         let broken =
-            packet.payload.is_empty() || end > LEN_MAX || (part.more && packet.payload.len() % 8 != 0);
+            packet.payload.is_empty() || end > LEN_MAX || (part.more && !packet.payload.len().is_multiple_of(8));
         let key = (packet.source, packet.destination, packet.protocol, part.id);
         let found = self.packets.iter().position(|pieces| pieces.key == key);
         if broken {
@@ -51,7 +51,7 @@ impl Fragments {
             self.packets.push(Pieces { key, since: now, bytes, ranges, len: None });
             self.packets.len() - 1
         });
-        let Some(pieces) = self.packets.get_mut(index) else { return None };
+        let pieces = self.packets.get_mut(index)?;
         if !pieces.take(packet.payload, part.offset, end, part.more) {
             return self.forget(Some(index));
         }

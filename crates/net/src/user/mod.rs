@@ -171,7 +171,8 @@ impl User {
             UDP => self.input_udp(now, packet),
             ICMP4 if packet.source.is_ipv4() && !nameless => self.input_icmp(now, packet),
             ICMP6 if packet.source.is_ipv6() && icmp::is_valid(packet) => {
-                if !ndp::input(&mut self.net, packet) && !nameless {
+                let about_neighbours = ndp::input(&mut self.net, packet);
+                if !about_neighbours && !nameless {
                     self.input_icmp(now, packet);
                 }
             }

@@ -161,7 +161,7 @@ impl Bench {
 
     fn is_lost(&mut self) -> bool {
         self.count += 1;
-        self.count % self.lose_every == 0
+        self.count.is_multiple_of(self.lose_every)
     }
 
     /// A frame of the guest's.

@@ -12,7 +12,7 @@ fn plain(bytes: &[u8]) -> [u8; 2] {
 
 #[test]
 fn parts_of_any_length_sum_as_the_whole() {
-    let bytes: Vec<u8> = (0..1000u32).map(|i| (i * 7919 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..1000u32).map(|i| ((i * 7919) >> 3) as u8).collect();
     for len in [0, 1, 2, 3, 4, 5, 8, 63, 64, 65, 999, 1000] {
         for cut in [0, 1, 2, 3, 7, 500] {
             let cut = cut.min(len);
