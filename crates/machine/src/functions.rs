@@ -104,7 +104,7 @@ impl Functions {
 
     /// All of them, in the order of their slots.
     pub(crate) fn devices(&self) -> impl Iterator<Item = Shared<dyn Device>> {
-        self.all.iter().map(|function| -> Shared<dyn Device> { function.clone() })
+        self.all.iter().map(|function| function.clone() as Shared<dyn Device>)
     }
 
     /// Waits until nothing is in flight, and keeps it so. The processors stand.

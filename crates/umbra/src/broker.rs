@@ -22,6 +22,7 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
 use umbra_machine::MachineSpec;
 use umbra_server::{ApiError, Manage, Server, Status, VcpuStats, VmInfo, VmState};
 
+use crate::disk::grant::Grant;
 use crate::events::Events;
 use crate::paths::{control_socket, take_name};
 use crate::protocol::{Answer, Ending, Link, Message, Order, Request, Start};
@@ -146,11 +147,21 @@ impl Broker {
         let mut raw = None;
         let mut server = None;
         let mut counted = Vec::new();
+        let mut grant = Grant::new(&job.start.disks);
         let ending = loop {
             // A message that is no message: the worker is not in order, whatever the reason.
             let Ok(Some((message, _))) = self.link.receive::<Message>() else { break None };
             match message {
+                Message::Open(wanted) => {
+                    let file = grant.open(&wanted);
+                    let descriptors: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+                    let order = Order::File(file.as_ref().map(drop).map_err(Clone::clone));
+                    if self.link.send(&order, &descriptors).is_err() {
+                        break None;
+                    }
+                }
                 Message::Created(spec) => {
+                    grant.end();
                     job.events.write(
                         "created",
                         &self.name,

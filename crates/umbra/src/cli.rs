@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_machine::{CpuModel, KernelEntry};
 
+use crate::disk::{self, DiskOption};
+
 /// Ends the help of `run` and `restore`.
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -110,6 +112,13 @@ pub struct RunArgs {
     /// Kernel command line; the default puts the console on the serial line
     #[arg(long, value_name = "TEXT")]
     pub append: Option<String>,
+    /// A disk: an image of any format that `umbra image` knows, with options format=NAME, readonly=on, serial=TEXT and if=virtio
+    /// behind commas. Give it again for further ones; Linux calls them /dev/vda, /dev/vdb and so on
+    #[arg(long = "disk", value_name = "FILE[,OPTIONS]", value_parser = disk::parse)]
+    pub disks: Vec<DiskOption>,
+    /// Give the guest a source of entropy
+    #[arg(long)]
+    pub rng: bool,
     /// Processors
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
@@ -136,6 +145,9 @@ pub struct RestoreArgs {
     /// The saved machine
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    /// The images of its disks, in the order in which they were given when it was started
+    #[arg(long = "disk", value_name = "FILE[,format=NAME]", value_parser = disk::parse)]
+    pub disks: Vec<DiskOption>,
     /// Give the machine another name
     #[arg(long, value_parser = parse_name)]
     pub name: Option<String>,

@@ -6,6 +6,7 @@ mod broker;
 mod cli;
 mod commands;
 mod console;
+mod disk;
 mod events;
 mod guest;
 mod image;

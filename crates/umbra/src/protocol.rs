@@ -35,6 +35,8 @@ pub struct Start {
     pub initrd: bool,
     /// A saved machine follows.
     pub saved: bool,
+    /// The images of its disks, in their order; the worker asks for their files.
+    pub disks: Vec<DiskFile>,
     /// A reset ends the machine.
     pub no_reboot: bool,
     /// Stay paused.
@@ -45,6 +47,28 @@ pub struct Start {
     pub profile: bool,
 }
 
+/// An image that the user names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFile {
+    /// Its name, as the broker opens it.
+    pub name: String,
+    /// Its format, unless its content shall tell.
+    pub format: Option<String>,
+    /// It is not written.
+    pub read_only: bool,
+}
+
+/// A file that the worker needs for a disk while it makes the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenFile {
+    /// Number of the disk.
+    pub disk: u32,
+    /// The file's name.
+    pub name: String,
+    /// For writing too.
+    pub write: bool,
+}
+
 /// What the broker sends after that.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
@@ -52,6 +76,8 @@ pub enum Order {
     Ask(Request),
     /// End; the answer is [`Message::Ended`].
     Stop,
+    /// The answer to [`Message::Open`]: a descriptor follows, or why there is none.
+    File(Result<(), String>),
 }
 
 /// What the broker asks.
@@ -72,6 +98,8 @@ pub enum Request {
 /// What the worker says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Message {
+    /// A file of a disk is needed; comes before [`Message::Created`] only.
+    Open(OpenFile),
     /// The machine is there.
     Created(MachineSpec),
     /// Its processors run for the first time.
@@ -117,6 +145,7 @@ pub enum Ending {
 }
 
 /// One end of the connection.
+#[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
     sending: Mutex<()>,

@@ -6,14 +6,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use umbra_machine::MachineSpec;
+use umbra_machine::{DiskSpec, MachineSpec};
 
 use crate::accel::{self, Choice};
 use crate::broker::{self, Job};
 use crate::cli::{Common, RestoreArgs, RunArgs};
+use crate::disk::DiskOption;
 use crate::events::Events;
 use crate::guest;
-use crate::protocol::Start;
+use crate::protocol::{DiskFile, Start};
 use crate::terminal;
 
 /// Runs `umbra run`.
@@ -25,6 +26,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut spec = MachineSpec::new(name.clone(), args.cpus, args.memory);
     (spec.cpu_model, spec.entry) = (args.cpu_model, args.boot_protocol);
     spec.cmdline = args.append.clone().unwrap_or_default();
+    (spec.disks, spec.rng) = (args.disks.iter().map(disk_spec).collect(), args.rng);
     // Before anything is fetched.
     spec.check()?;
     let (kernel, initrd, append) = match &args.kernel {
@@ -39,7 +41,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         }
     };
     spec.cmdline = args.append.unwrap_or_else(|| append.into());
-    let start = Start { spec: Some(spec), kernel: true, initrd: initrd.is_some(), ..empty(&args.common) };
+    let (initrd_follows, disks) = (initrd.is_some(), files_of(args.disks));
+    let start =
+        Start { spec: Some(spec), kernel: true, initrd: initrd_follows, disks, ..empty(&args.common) };
     let files = [Some(kernel), initrd];
     start_job(name, start, files.into_iter().flatten().collect(), &args.common)
 }
@@ -51,14 +55,17 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let saved = File::open(&args.file)
         .with_context(|| format!("cannot read the saved machine {}", args.file.display()))?;
+    let spec = saved_spec(&args.file)?;
+    let disks = saved_disks(&spec, args.disks)?;
     let name = match args.name {
         Some(name) => name,
-        None => saved_name(&args.file)?,
+        None => crate::cli::parse_name(&spec.name).map_err(anyhow::Error::msg)?,
     };
     let kernel = args.kernel.as_deref().map(|k| open(k, "kernel")).transpose()?;
     let initrd = args.initrd.as_deref().map(|i| open(i, "initrd")).transpose()?;
+    let (kernel_follows, initrd_follows) = (kernel.is_some(), initrd.is_some());
     let start =
-        Start { kernel: kernel.is_some(), initrd: initrd.is_some(), saved: true, ..empty(&args.common) };
+        Start { kernel: kernel_follows, initrd: initrd_follows, saved: true, disks, ..empty(&args.common) };
     let files = [kernel, initrd, Some(saved.into())];
     start_job(name, start, files.into_iter().flatten().collect(), &args.common)
 }
@@ -66,7 +73,39 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
 fn empty(common: &Common) -> Start {
     let Common { no_reboot, paused, stats, profile, .. } = *common;
     let (kvm, kernel, initrd, saved) = (false, false, false, false);
-    Start { spec: None, kvm, kernel, initrd, saved, no_reboot, paused, stats, profile }
+    Start { spec: None, kvm, kernel, initrd, saved, disks: Vec::new(), no_reboot, paused, stats, profile }
+}
+
+fn disk_spec(option: &DiskOption) -> DiskSpec {
+    let DiskOption { file, serial } = option;
+    DiskSpec { file: file.name.clone(), read_only: file.read_only, serial: serial.clone() }
+}
+
+fn files_of(options: Vec<DiskOption>) -> Vec<DiskFile> {
+    options.into_iter().map(|option| option.file).collect()
+}
+
+/// The images for a saved machine's disks. They are opened only where the user names them: what a saved file names might
+/// be anything.
+fn saved_disks(spec: &MachineSpec, options: Vec<DiskOption>) -> anyhow::Result<Vec<DiskFile>> {
+    if options.len() != spec.disks.len() {
+        let names: Vec<_> = spec.disks.iter().map(|disk| disk.file.escape_default().to_string()).collect();
+        bail!(
+            "the saved machine has {} disks ({}), and {} were given; give each with --disk, in this order",
+            names.len(),
+            names.join(", "),
+            options.len()
+        );
+    }
+    let pairs = options.into_iter().zip(&spec.disks);
+    let file = |(option, disk): (DiskOption, &DiskSpec)| {
+        let DiskOption { file, serial } = option;
+        if file.read_only && !disk.read_only || !serial.is_empty() {
+            bail!("the disk {} stays as writable as it was saved, and keeps its serial number", file.name);
+        }
+        Ok(DiskFile { read_only: disk.read_only, ..file })
+    };
+    pairs.map(file).collect()
 }
 
 fn start_job(
@@ -100,12 +139,10 @@ fn open(path: &Path, what: &str) -> anyhow::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The name in a saved machine's specification.
-fn saved_name(path: &Path) -> anyhow::Result<String> {
+/// A saved machine's specification.
+fn saved_spec(path: &Path) -> anyhow::Result<MachineSpec> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let json = umbra_machine::saved_spec(std::io::BufReader::new(file))
         .with_context(|| format!("cannot restore {}", path.display()))?;
-    let spec: MachineSpec =
-        serde_json::from_slice(&json).with_context(|| format!("cannot restore {}", path.display()))?;
-    crate::cli::parse_name(&spec.name).map_err(anyhow::Error::msg)
+    serde_json::from_slice(&json).with_context(|| format!("cannot restore {}", path.display()))
 }

@@ -18,7 +18,8 @@ use umbra_engine_soft::SoftEngine;
 use umbra_machine::{BootFiles, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
 
 use crate::console::Output;
-use crate::protocol::{Answer, Ending, Link, Message, Order, Request, Start};
+use crate::disk;
+use crate::protocol::{Answer, DiskFile, Ending, Link, Message, Order, Request, Start};
 
 /// Bytes that wait for the guest's serial line.
 const INPUT_CHUNK: usize = 4096;
@@ -87,9 +88,15 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     // Huge pages are worth more under KVM than a descriptor that nobody shares yet.
     let shared_memory = !start.kvm;
     let output = Output::start(console.try_clone()?)?;
-    let parts = Parts { engine, shared_memory, console: output.console(), events, disks: Vec::new() };
+    let parts = Parts {
+        engine,
+        shared_memory,
+        console: output.console(),
+        events,
+        disks: disk::open::disks(link, &start.disks)?,
+    };
     let machine = match saved {
-        Some(file) => restore(file, parts)?,
+        Some(file) => restore(file, parts, &start.disks)?,
         None => {
             let spec = start.spec.ok_or_else(|| anyhow::anyhow!("the broker sent no specification"))?;
             let machine = Machine::new(spec, parts)?;
@@ -106,7 +113,10 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     }
     let wakes = gather(link, machine_events)?;
     feed_console(life.clone(), console)?;
-    let ending = life.run(&wakes)?;
+    let mut ending = life.run(&wakes)?;
+    if let Err(error) = life.machine.close_disks() {
+        ending = Ending::Error(error.to_string());
+    }
     if start.stats || start.profile {
         // A broker that is gone needs no answer.
         let _ = link.send(&Message::Counted(life.counters()), &[]);
@@ -125,10 +135,12 @@ fn soft_engine(start: &Start) -> Result<SoftEngine, EngineError> {
     Ok(engine)
 }
 
-fn restore(file: File, parts: Parts) -> Result<Machine, MachineError> {
+fn restore(file: File, parts: Parts, disks: &[DiskFile]) -> Result<Machine, MachineError> {
     let saved = SavedMachine::open(BufReader::with_capacity(1 << 20, file))?;
-    let spec: MachineSpec = serde_json::from_slice(saved.spec_json())
+    let mut spec: MachineSpec = serde_json::from_slice(saved.spec_json())
         .map_err(|e| MachineError::Spec(format!("the saved specification cannot be read: {e}")))?;
+    // Their images may have other names by now.
+    spec.disks.iter_mut().zip(disks).for_each(|(disk, file)| disk.file.clone_from(&file.name));
     saved.restore(spec, parts)
 }
 
@@ -188,6 +200,8 @@ impl Life {
                     self.machine.pause()?;
                     return Ok(Ending::Stopped);
                 }
+                // An answer to nobody's question.
+                Wake::Broker(Order::File(_), _) => {}
                 Wake::Broker(Order::Ask(request), descriptors) => {
                     let answer = self.answer(&request, descriptors).map_err(|e| format!("{e:#}"));
                     self.link.send(&Message::Answer(answer), &[])?;
