@@ -17,6 +17,7 @@ mod device;
 #[cfg(any(test, feature = "driver"))]
 pub mod driver;
 mod interrupts;
+pub mod net;
 mod pci;
 mod queue;
 pub mod rng;
@@ -25,7 +26,7 @@ mod threads;
 pub use device::{Feature, Kind, Running, VirtioDevice};
 pub use interrupts::Interrupts;
 pub use pci::{VirtioPci, VirtioPciV1};
-pub use queue::{Chain, Queue, QueueV1};
+pub use queue::{Chain, Queue, QueueV1, Room};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +38,9 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 #[path = "blk_test.rs"]
 mod blk_test;
+#[cfg(test)]
+#[path = "net_test.rs"]
+mod net_test;
 #[cfg(test)]
 #[path = "rng_test.rs"]
 mod rng_test;

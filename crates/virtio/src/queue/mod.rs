@@ -4,6 +4,7 @@
 //! cannot be, which here must be told apart from a chain's end, and knows neither reset with chains in flight nor a pause.
 //! A queue may be used from several threads at once.
 
+mod batch;
 mod chain;
 mod ring;
 
@@ -14,6 +15,7 @@ use umbra_device::DeviceError;
 use umbra_memory::Memory;
 use umbra_state::{Record, Saved};
 
+pub use batch::Room;
 pub use chain::Chain;
 use ring::Broken;
 pub(crate) use ring::Rings;
@@ -178,7 +180,7 @@ impl Queue {
         if chain.epoch != state.epoch || !state.started || state.broken {
             return;
         }
-        match self.put(&mut state, chain.head, written) {
+        match self.put(&mut state, std::iter::once((chain.head, written))) {
             // The lock is held, so that no interrupt of an old life comes after a reset.
             Ok(true) => self.interrupts.queue(state.setup.vector),
             Ok(false) => {}
@@ -187,10 +189,12 @@ impl Queue {
     }
 
     /// Whether the driver is to be told.
-    fn put(&self, state: &mut State, head: u16, written: u32) -> Result<bool, Broken> {
+    fn put(&self, state: &mut State, chains: impl Iterator<Item = (u16, u32)>) -> Result<bool, Broken> {
         let rings = state.setup.rings;
-        rings.put_used(&self.memory, state.next_used, head, written)?;
-        state.next_used = state.next_used.wrapping_add(1);
+        for (head, written) in chains {
+            rings.put_used(&self.memory, state.next_used, head, written)?;
+            state.next_used = state.next_used.wrapping_add(1);
+        }
         rings.set_used_index(&self.memory, state.next_used)?;
         // Either the driver sees the chain, or we see what it wants.
         fence(Ordering::SeqCst);
