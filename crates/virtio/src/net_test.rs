@@ -112,7 +112,7 @@ fn driver(features: u64) -> (Driver, Far) {
 }
 
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 31 >> 2) as u8).collect()
+    (0..len).map(|i| ((i * 31) >> 2) as u8).collect()
 }
 
 #[test]
