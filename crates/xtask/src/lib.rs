@@ -8,6 +8,7 @@ mod apt;
 pub mod bench;
 pub mod cache;
 pub mod deps;
+pub mod disk_guest;
 mod elf;
 pub mod fuzz;
 pub mod guests;

@@ -3,6 +3,9 @@
 //! `cargo xtask test boot` builds the program, prepares the guests and runs these; each takes seconds to a minute.
 #![forbid(unsafe_code)]
 
+#[path = "boot/disks.rs"]
+mod disks;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
