@@ -11,6 +11,7 @@
 //! host's socket to a guest's ring and back, so that nobody's data is gathered without end.
 #![forbid(unsafe_code)]
 
+mod capture;
 mod error;
 mod link;
 mod poller;
@@ -18,6 +19,7 @@ mod thread;
 pub mod user;
 mod wire;
 
+pub use capture::{Capture, SNAP_LEN};
 pub use error::{Error, Result};
 pub use link::{Backend, FRAME_MAX, Frame, Nic, Offloads, Received, Sent, Sink};
 pub use poller::{Poller, Ready, Wake};

@@ -57,7 +57,8 @@ impl Poller {
     /// # Errors
     /// The kernel's.
     pub fn wait(&self, timeout: Option<Duration>, found: &mut Vec<(u64, Ready)>) -> io::Result<()> {
-        let timeout = timeout.map(|time| Timespec {
+        // A time that the call has no room for is as good as a day.
+        let timeout = timeout.map(|time| time.min(Duration::from_secs(86_400))).map(|time| Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
         });

@@ -36,8 +36,9 @@ impl Fragments {
     pub(super) fn add(&mut self, now: Instant, packet: &Packet<'_>, part: Part) -> Option<Vec<u8>> {
         self.packets.retain(|pieces| now.saturating_duration_since(pieces.since) < PATIENCE);
         let end = part.offset + packet.payload.len();
-        let broken =
-            packet.payload.is_empty() || end > LEN_MAX || (part.more && !packet.payload.len().is_multiple_of(8));
+        let broken = packet.payload.is_empty()
+            || end > LEN_MAX
+            || (part.more && !packet.payload.len().is_multiple_of(8));
         let key = (packet.source, packet.destination, packet.protocol, part.id);
         let found = self.packets.iter().position(|pieces| pieces.key == key);
         if broken {

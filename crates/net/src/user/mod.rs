@@ -19,6 +19,7 @@ mod icmp;
 mod ndp;
 mod net;
 mod outside;
+mod passed;
 mod resolvers;
 mod slots;
 mod spec;
@@ -41,6 +42,7 @@ use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress};
 pub use control::{UserControl, UserStatus};
 pub use forward::{Forward, ForwardProtocol, Listening};
 pub use outside::{Direct, Outside, Transport};
+pub use passed::{Gate, Passed};
 pub use resolvers::{read_resolvers, system_resolvers};
 pub use spec::{Limits, UserSpec};
 

@@ -280,7 +280,7 @@ fn ether_type(address: IpAddr) -> EtherType {
 
 /// Whether this can be somebody on a network. What the host takes for itself is not: its loopback is reached by the gateway's address, where
 /// that is allowed, and by no other name.
-fn is_outside(address: IpAddr) -> bool {
+pub(super) fn is_outside(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
             let first = address.octets()[0];
