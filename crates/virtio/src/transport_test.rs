@@ -467,8 +467,11 @@ fn impossible_states_are_refused() {
     let refused = |change: &dyn Fn(&mut VirtioPciV1)| {
         let mut state = good.clone();
         change(&mut state);
-        let (other, _) = self::driver();
+        let (other, _) = ready(Feature::EVENT_INDEX);
+        lock(&other.function).pause();
+        let before = lock(&other.function).save().unwrap();
         let result = lock(&other.function).load(&state.to_record("dut"));
+        assert_eq!(lock(&other.function).save().unwrap(), before, "a refusal changes nothing");
         assert!(
             matches!(result, Err(DeviceError::Impossible { .. } | DeviceError::State { .. })),
             "{result:?}"

@@ -234,6 +234,21 @@ impl Device for VirtioPci {
     }
 
     fn save(&self) -> Result<Record, DeviceError> {
+        Ok(self.state()?.to_record(&self.id))
+    }
+
+    fn load(&mut self, record: &Record) -> Result<(), DeviceError> {
+        let saved = VirtioPciV1::from_record(record).map_err(DeviceError::state(&self.id))?;
+        let before = self.state()?;
+        self.take(saved).inspect_err(|_| {
+            // What it was it can be again.
+            let _ = self.take(before);
+        })
+    }
+}
+
+impl VirtioPci {
+    fn state(&self) -> Result<VirtioPciV1, DeviceError> {
         if self.queues.iter().any(|queue| queue.is_busy()) {
             let why = "requests are in flight; pause the machine first";
             return Err(DeviceError::NotSaveable { id: self.id.clone(), why });
@@ -241,7 +256,7 @@ impl Device for VirtioPci {
         let Registers { status, isr, generation, config_vector } = *self.interrupts.registers();
         let Common { device_feature_select, driver_feature_select, driver_features, queue_select } =
             self.common;
-        let saved = VirtioPciV1 {
+        Ok(VirtioPciV1 {
             config: self.config.save(),
             msix: self.interrupts.msix().save(),
             pin: self.interrupts.intx().is_asserted(),
@@ -255,18 +270,10 @@ impl Device for VirtioPci {
             queue_select,
             queues: self.queues.iter().map(|queue| queue.save()).collect(),
             device: self.device.save()?,
-        };
-        Ok(saved.to_record(&self.id))
+        })
     }
 
-    fn load(&mut self, record: &Record) -> Result<(), DeviceError> {
-        let saved = VirtioPciV1::from_record(record).map_err(DeviceError::state(&self.id))?;
-        self.take(saved)
-    }
-}
-
-impl VirtioPci {
-    /// Takes a saved state. A function that refuses one is not used any more: its machine is not made.
+    /// Takes a saved state; nothing is in flight. Where it refuses, some of it may be taken already.
     fn take(&mut self, saved: VirtioPciV1) -> Result<(), DeviceError> {
         let VirtioPciV1 {
             config,
@@ -298,6 +305,7 @@ impl VirtioPci {
         if queues.len() != self.queues.len() {
             return Err(impossible("number of queues"));
         }
+        self.device.reset();
         self.config.load(&self.id, &config)?;
         self.interrupts.msix().load(&self.id, &msix)?;
         for (queue, record) in self.queues.iter().zip(&queues) {
