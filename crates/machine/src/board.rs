@@ -14,6 +14,7 @@ use umbra_irqchip::{
     ELCR_PORTS, IOAPIC_SIZE, Ioapic, IrqRouter, MASTER_PORTS, Pic, PicRange, Pit, SLAVE_PORTS,
 };
 use umbra_memory::Memory;
+use umbra_net::Backend;
 use umbra_pci::{Bus, HostBridge};
 use umbra_state::Record;
 
@@ -39,6 +40,8 @@ pub(crate) struct BoardParts<'a> {
     pub memory: &'a Arc<Memory>,
     /// The disks of the specification, in its order.
     pub disks: Vec<Disk>,
+    /// The far ends of its network cards.
+    pub networks: Vec<Box<dyn Backend>>,
 }
 
 type Shared<T> = Arc<Mutex<T>>;
@@ -152,6 +155,7 @@ impl Board {
             router: &chips.router,
             bus: &mut bus,
             disks: parts.disks,
+            networks: parts.networks,
         })?;
         let bus = shared(bus);
 

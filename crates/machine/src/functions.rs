@@ -10,8 +10,10 @@ use umbra_boot::layout as at;
 use umbra_device::{Device, MsiLine};
 use umbra_irqchip::IrqRouter;
 use umbra_memory::Memory;
+use umbra_net::Backend;
 use umbra_pci::Bus;
 use umbra_virtio::blk::{Blk, BlkSpec};
+use umbra_virtio::net::{Net, NetSpec};
 use umbra_virtio::rng::Rng;
 use umbra_virtio::{VirtioDevice, VirtioPci};
 
@@ -29,6 +31,7 @@ pub(crate) struct FunctionParts<'a> {
     pub router: &'a IrqRouter,
     pub bus: &'a mut Bus,
     pub disks: Vec<Disk>,
+    pub networks: Vec<Box<dyn Backend>>,
 }
 
 type Shared<T> = Arc<Mutex<T>>;
@@ -72,10 +75,29 @@ impl Functions {
             functions.add(&format!("disk-{name}"), Box::new(device), &mut parts)?;
             functions.disks.push((name, disk));
         }
+        functions.add_networks(&mut parts)?;
         if spec.rng {
             functions.add("rng", Box::new(Rng::new().map_err(no_thread)?), &mut parts)?;
         }
         Ok(functions)
+    }
+
+    fn add_networks(&mut self, parts: &mut FunctionParts<'_>) -> Result<(), MachineError> {
+        let networks = std::mem::take(&mut parts.networks);
+        let spec = parts.spec;
+        let wanted = &spec.networks;
+        if networks.len() != wanted.len() {
+            let (given, wanted) = (networks.len(), wanted.len());
+            return Err(MachineError::Spec(format!(
+                "the machine has {wanted} network cards, and networks for {given} were given"
+            )));
+        }
+        for (index, (backend, network)) in networks.into_iter().zip(wanted).enumerate() {
+            let name = format!("eth{index}");
+            let device = Net::new(NetSpec { name: name.clone(), mac: network.mac_bytes()? }, backend)?;
+            self.add(&format!("net-{name}"), Box::new(device), parts)?;
+        }
+        Ok(())
     }
 
     /// Puts a device into the next slot.

@@ -9,7 +9,7 @@ use umbra_boot::layout::PCI_ECAM;
 use umbra_engine::CpuIo;
 
 use crate::machine_test::{parts, spec};
-use crate::{DiskSpec, Machine, MachineError, MachineSpec, Parts, SavedMachine};
+use crate::{DiskSpec, Machine, MachineError, MachineSpec, NetworkSpec, Parts, SavedMachine};
 
 #[derive(Debug)]
 struct One(Arc<MemoryStorage>);
@@ -136,6 +136,34 @@ fn a_saved_machine_with_disks_comes_back() {
     assert!(matches!(restore(&[2048]), Err(MachineError::Spec(_))));
     let other = restore(&[2048, 2048]).err().unwrap();
     assert!(other.to_string().contains("size of the disk"), "{other}");
+}
+
+#[test]
+fn network_cards_are_behind_the_disks_and_come_back_with_their_addresses() {
+    let with_networks = |count: usize| {
+        let user =
+            || umbra_net::user::User::new(Default::default(), Box::new(umbra_net::user::Direct)).unwrap().0;
+        let networks = (0..count).map(|_| Box::new(user()) as Box<dyn umbra_net::Backend>).collect();
+        Parts { networks, ..with_disks(&[2048]) }
+    };
+    let mac = |last: u8| NetworkSpec { mac: format!("52:54:00:00:00:{last:02x}") };
+    let (networks, disks) = (vec![mac(1), mac(2)], vec![DiskSpec::default()]);
+    let spec = MachineSpec { disks, networks, rng: true, ..spec() };
+    let machine = Machine::new(spec.clone(), with_networks(2)).unwrap();
+    let guest = Guest(&*machine.board);
+    let ids = [1, 2, 3, 4, 5].map(|slot| guest.read(Guest::register(slot, 0)) >> 16);
+    assert_eq!(ids, [0x1042, 0x1041, 0x1041, 0x1044, 0xffff]);
+    guest.set_base(3, LOW);
+    assert_eq!(guest.read(LOW + 0x2000), u32::from_le_bytes([0x52, 0x54, 0, 0]));
+    assert_eq!(guest.read(LOW + 0x2004) & 0xffff, 0x0200);
+    machine.resume().unwrap();
+    machine.pause().unwrap();
+    let json = serde_json::to_vec(machine.spec()).unwrap();
+    let bytes = machine.save(&json, Vec::new()).unwrap();
+    let restore =
+        |count| SavedMachine::open(bytes.as_slice()).unwrap().restore(spec.clone(), with_networks(count));
+    assert_eq!(restore(2).unwrap().save(&json, Vec::new()).unwrap(), bytes);
+    assert!(matches!(restore(1), Err(MachineError::Spec(_))));
 }
 
 #[test]

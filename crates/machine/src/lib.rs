@@ -29,7 +29,7 @@ use umbra_state::{ContainerError, StateError};
 pub use image::BootFiles;
 pub use machine::{Console, Machine, Parts};
 pub use save::{SavedMachine, saved_spec};
-pub use spec::{CpuModel, DiskSpec, KernelEntry, MachineSpec, SPEC_VERSION};
+pub use spec::{CpuModel, DiskSpec, KernelEntry, MachineSpec, NetworkSpec, SPEC_VERSION};
 
 /// What happens to a machine by the guest's doing, or to its engine. All vCPUs stand, or will in a moment, when one is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +80,9 @@ pub enum MachineError {
         /// Why not.
         source: Box<umbra_block::Error>,
     },
+    /// A network.
+    #[error(transparent)]
+    Net(#[from] umbra_net::Error),
     /// The saved file.
     #[error(transparent)]
     Container(#[from] ContainerError),

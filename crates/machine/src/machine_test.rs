@@ -12,7 +12,7 @@ use umbra_engine::{
 };
 use umbra_x86::cpuid::{CpuidEntry, CpuidTable, feature};
 
-use crate::{CpuModel, DiskSpec, Event, Machine, MachineSpec, Parts, SavedMachine};
+use crate::{CpuModel, DiskSpec, Event, Machine, MachineSpec, NetworkSpec, Parts, SavedMachine};
 
 /// What a fake processor does when it runs: called again and again until it is kicked.
 type Step = Arc<dyn Fn(u32, &dyn CpuIo) -> Option<Halt> + Send + Sync>;
@@ -122,7 +122,11 @@ pub(crate) fn parts(
     let out = printed.clone();
     let engine = Box::new(Fake { step: Arc::new(step), supported: everything() });
     let console = Box::new(move |bytes: &[u8]| out.lock().unwrap().extend_from_slice(bytes));
-    (Parts { engine, shared_memory: false, console, events, disks: Vec::new() }, receiver, printed)
+    (
+        Parts { engine, shared_memory: false, console, events, disks: Vec::new(), networks: Vec::new() },
+        receiver,
+        printed,
+    )
 }
 
 pub(crate) fn spec() -> MachineSpec {
@@ -291,6 +295,8 @@ fn wrong_specifications_are_refused() {
     assert!(good.check().is_ok());
     let one = DiskSpec { serial: "web-1".into(), ..DiskSpec::default() };
     assert!(MachineSpec { disks: vec![one.clone()], ..good.clone() }.check().is_ok());
+    let card = |mac: &str| MachineSpec { networks: vec![NetworkSpec { mac: mac.into() }], ..good.clone() };
+    assert!(card("52:54:00:12:34:56").check().is_ok());
     for bad in [
         MachineSpec { version: 2, ..good.clone() },
         MachineSpec { machine: "q35".into(), ..good.clone() },
@@ -301,6 +307,11 @@ fn wrong_specifications_are_refused() {
         MachineSpec { uuid: "ü".repeat(16), ..good.clone() },
         MachineSpec { disks: vec![DiskSpec { serial: "two words".into(), ..one.clone() }], ..good.clone() },
         MachineSpec { disks: vec![DiskSpec { serial: "x".repeat(21), ..one }], ..good.clone() },
+        card("52:54:00:12:34"),
+        card("52:54:00:12:34:5"),
+        card("53:54:00:12:34:56"),
+        card("00:00:00:00:00:00"),
+        card("52-54-00-12-34-56"),
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }

@@ -2,7 +2,7 @@
 //! command line.
 
 use serde::{Deserialize, Serialize};
-use umbra_boot::layout::{CPUS_MAX, MACHINE_TYPE, MIB};
+use umbra_boot::layout::{CPUS_MAX, MACHINE_TYPE, MIB, PCI_SLOTS_DEVICES};
 
 use umbra_virtio::blk::SERIAL_LEN;
 
@@ -45,9 +45,38 @@ pub struct MachineSpec {
     /// Disks, in the order of their slots.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
+    /// Network cards, in the order of their slots, which follow those of the disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkSpec>,
     /// A source of entropy.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rng: bool,
+}
+
+/// A network card. What is at the other end of its cable comes to the machine made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Its address: six pairs of hexadecimal digits with colons between them.
+    pub mac: String,
+}
+
+impl NetworkSpec {
+    /// The address's bytes.
+    ///
+    /// # Errors
+    /// It is not the address of one card.
+    pub fn mac_bytes(&self) -> Result<[u8; 6], MachineError> {
+        let byte = |text: &str| u8::from_str_radix(text, 16).ok().filter(|_| text.len() == 2);
+        let bytes: Option<Vec<u8>> = self.mac.split(':').map(byte).collect();
+        let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+        bytes.filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]).ok_or_else(|| {
+            MachineError::Spec(format!(
+                "`{}` is no address of a network card; give one such as 52:54:00:12:34:56, with an even first byte",
+                self.mac.escape_default()
+            ))
+        })
+    }
 }
 
 /// A disk. The image comes to the machine open.
@@ -108,6 +137,7 @@ impl MachineSpec {
             cmdline: String::new(),
             entry: KernelEntry::default(),
             disks: Vec::new(),
+            networks: Vec::new(),
             rng: false,
         }
     }
@@ -148,6 +178,11 @@ impl MachineSpec {
                 self.cmdline.len()
             ));
         }
+        let devices = self.disks.len() + self.networks.len() + usize::from(self.rng);
+        let slots = PCI_SLOTS_DEVICES.len();
+        if devices > slots {
+            return wrong(format!("{devices} devices on PCI: a machine has {slots} devices there at most"));
+        }
         let odd = |serial: &str| serial.len() > SERIAL_LEN || !serial.bytes().all(|b| b.is_ascii_graphic());
         if let Some(disk) = self.disks.iter().find(|disk| odd(&disk.serial)) {
             return wrong(format!(
@@ -155,6 +190,7 @@ impl MachineSpec {
                 disk.serial.escape_default()
             ));
         }
+        self.networks.iter().try_for_each(|network| network.mac_bytes().map(drop))?;
         self.uuid_bytes().map(drop)
     }
 

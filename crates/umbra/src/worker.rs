@@ -94,6 +94,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
         console: output.console(),
         events,
         disks: disk::open::disks(link, &start.disks)?,
+        networks: Vec::new(),
     };
     let machine = match saved {
         Some(file) => restore(file, parts, &start.disks)?,

@@ -35,6 +35,7 @@ pub fn parts() -> (Parts, Receiver<Event>) {
         console: Box::new(|_: &[u8]| {}),
         events,
         disks: Vec::new(),
+        networks: Vec::new(),
     };
     (parts, receiver)
 }

@@ -136,7 +136,14 @@ fn round(engine: Box<dyn Engine>, seed: u32) -> Result<u32> {
     });
     let name = engine.name();
     let spec = MachineSpec::new("hostile", 2, 64 << 20);
-    let parts = Parts { engine, shared_memory: name == "soft", console, events: sender, disks: Vec::new() };
+    let parts = Parts {
+        engine,
+        shared_memory: name == "soft",
+        console,
+        events: sender,
+        disks: Vec::new(),
+        networks: Vec::new(),
+    };
     let machine = Machine::new(spec, parts)?;
     let begun = Instant::now();
     let mut starts = 0u32;
