@@ -276,6 +276,15 @@ impl Asm {
         Hole(self.len() - 4)
     }
 
+    /// Skips the `jmp` that comes next unless RCX, or ECX if narrow, is zero. Flags stay.
+    pub(super) fn skip_unless_zero(&mut self, narrow: bool) {
+        if narrow {
+            self.put(&[0x67]);
+        }
+        // jrcxz to the jump; jmp past it
+        self.put(&[0xe3, 2, 0xeb, 5]);
+    }
+
     /// `jcc` to somewhere.
     pub(super) fn jcc(&mut self, condition: u8) -> Hole {
         self.put(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);

@@ -8,6 +8,7 @@ use iced_x86::{
 use umbra_memory::CodePage;
 
 use super::asm::{A, Asm, B, Hole, at, cond, group, op, state};
+use super::border::{BEYOND_MAX, Border};
 use super::copy::host_of;
 use super::flags::{self, Place, Use};
 use super::form::{Copied, Form};
@@ -36,6 +37,8 @@ pub(super) enum Stub {
     Slow { hole: Hole, site: u32, resume: Option<usize>, load: bool },
     /// A window's lookup, from `first` to so many bytes beyond, found nothing; see `window`.
     Window { hole: Hole, site: u32, first: Address, beyond: i32, out: u32 },
+    /// Calls the slow path of a border's site.
+    Border { holes: [Hole; 3], site: u32 },
     /// Leaves by a site, to the address in its page that it says.
     Exit { hole: Hole, site: u32 },
     /// Goes on at an address off this page; flags may be needed there and only be in the host's.
@@ -92,6 +95,9 @@ pub(super) struct Builder<'a> {
     sites: Vec<Site>,
     /// The number of the first of `sites`.
     first_site: u32,
+    /// The border that its last instruction crosses, and whether both pages are to be in every context; and its number.
+    border: Option<(Box<Border>, bool)>,
+    pub first_border: u32,
     pub flags: Place,
     /// Vector units that have been asked for.
     vector: u8,
@@ -128,7 +134,8 @@ impl Cpu {
         let b = unsafe { &mut *block };
         // Until it is known to succeed, it is not tried again soon.
         b.heat = 0;
-        if !self.mode.flat || self.mode.code == 16 || !b.lasting || !self.is_linkable() {
+        let stays = b.lasting || b.second.is_some();
+        if !self.mode.flat || self.mode.code == 16 || !stays || !self.is_linkable() {
             return Ok(false);
         }
         let linear = self.rip;
@@ -138,18 +145,27 @@ impl Cpu {
         }
         let start = (linear & 0xfff) as u16;
         let page = fetch.host.wrapping_sub(usize::from(start));
-        let mut bytes = [0; PAGE];
+        let mut bytes = [0; PAGE + BEYOND_MAX];
         // SAFETY: `fetch` gives an address of guest memory, of which a whole page is mapped.
-        unsafe { copy_out(page, &mut bytes) };
+        unsafe { copy_out(page, &mut bytes[..PAGE]) };
+        let mut len = PAGE;
+        if let Ok(second) = self.fetch((linear & !0xfff).wrapping_add(PAGE as u64) & self.fast.rip_mask)
+            && !second.host.is_null()
+        {
+            // SAFETY: as above.
+            unsafe { copy_out(second.host, &mut bytes[PAGE..]) };
+            len = bytes.len();
+        }
         let mut factory = InstructionInfoFactory::new();
-        let items = self.items(&mut factory, &bytes, start);
+        let items = self.items(&mut factory, &bytes[..len], start);
         if items.is_empty() {
             return Ok(false);
         }
-        let (needs, looked) = needs(&items, &bytes, u32::from(self.mode.code));
+        let end = items.last().map_or(0, Item::end);
+        let (needs, looked) = needs(&items, &bytes[..PAGE], u32::from(self.mode.code));
         // SAFETY: guest memory's tracking outlives the processor.
         let code: &CodePage = unsafe { &*b.code };
-        let used = usize::from(start)..items.last().map_or(0, Item::end);
+        let used = usize::from(start)..end.min(PAGE);
         for range in std::iter::once(used).chain(looked) {
             let gpa = (fetch.gpa & !0xfff) + range.start as u64;
             if code.version() != b.version || self.mark_code(code, gpa, range.len()) != b.version {
@@ -162,7 +178,8 @@ impl Cpu {
                 return Ok(false);
             }
         }
-        self.install(&mut factory, b, &items, &needs)
+        let border = (end > PAGE).then(|| (Border::new(&bytes[PAGE..end], fetch.global), fetch.global));
+        self.install(&mut factory, b, &items, &needs, border)
     }
 
     /// Whether direct branches from around RIP always lead to canonical addresses.
@@ -173,12 +190,12 @@ impl Cpu {
     }
 
     /// The instructions of the block at `start`.
-    fn items(&mut self, factory: &mut InstructionInfoFactory, page: &[u8; PAGE], start: u16) -> Vec<Item> {
+    fn items(&mut self, factory: &mut InstructionInfoFactory, page: &[u8], start: u16) -> Vec<Item> {
         let mut items = Vec::new();
         let mut branches = BRANCHES_MAX;
         let mut at = usize::from(start);
         let mut decoder = Decoder::with_ip(self.mode.code.into(), &page[at..], 0, DecoderOptions::NONE);
-        while items.len() < ITEMS_MAX && decoder.can_decode() {
+        while items.len() < ITEMS_MAX && at < PAGE && decoder.can_decode() {
             decoder.set_ip(0);
             let instruction = decoder.decode();
             if instruction.is_invalid() {
@@ -197,7 +214,7 @@ impl Cpu {
             at += instruction.len();
             match form {
                 // What comes next is part of it, within limits.
-                Form::Branch(_) if branches > 0 => branches -= 1,
+                form if form.goes_on() && branches > 0 => branches -= 1,
                 _ if instruction.flow_control() != FlowControl::Next => break,
                 _ => {}
             }
@@ -217,6 +234,7 @@ impl Cpu {
         block: &mut Block,
         items: &[Item],
         needs: &[u32],
+        border: Option<(Box<Border>, bool)>,
     ) -> Result<bool, Full> {
         let wide = self.mode.code == 64;
         let start = (self.rip & 0xfff) as u16;
@@ -238,13 +256,16 @@ impl Cpu {
             stubs: Vec::new(),
             sites: Vec::new(),
             first_site: self.translator.sites.len() as u32,
+            border,
+            first_border: self.translator.borders.len() as u32,
             flags: Place { host: false, memory: true },
             vector: 0,
             windows: Windows::default(),
         };
         builder.build(block, items, needs);
-        let Builder { asm, mut sites, entry, light, .. } = builder;
-        validate::enforce(&asm.bytes, block, &sites, [entry, light]);
+        let Builder { asm, mut sites, entry, light, border, .. } = builder;
+        let border = border.map(|(border, _)| border);
+        validate::enforce(&asm.bytes, block, &sites, [entry, light], border.as_deref());
         let t = &mut *self.translator;
         let place =
             (t.sites.len() + sites.len() <= super::SITES_MAX).then(|| t.area.push(&asm.bytes)).flatten();
@@ -253,11 +274,12 @@ impl Cpu {
         for site in &mut sites {
             site.version = block.version;
             site.at += base;
-            if site.resume != 0 {
+            if site.resume != 0 && site.kind != Kind::Border {
                 site.resume += base;
             }
         }
         t.sites.append(&mut sites);
+        t.borders.extend(border);
         if let Some(lockstep) = &mut self.lockstep {
             lockstep.note_translation(place.wrapping_add(entry), asm.bytes.len() - entry);
         }
@@ -280,8 +302,13 @@ impl Cpu {
 }
 
 impl Item {
-    fn end(&self) -> usize {
+    pub(super) fn end(&self) -> usize {
         usize::from(self.offset) + self.instruction.len()
+    }
+
+    /// Whether it goes on in the next page.
+    pub(super) fn crosses(&self) -> bool {
+        self.end() > PAGE
     }
 
     /// Where a direct branch leads, in bytes from the start of the page.
@@ -297,7 +324,7 @@ impl Item {
 
 /// Which flags are needed where each instruction branches to, and after the last; and the ranges of the page that were looked at to
 /// know.
-fn needs(items: &[Item], page: &[u8; PAGE], bits: u32) -> (Vec<u32>, Vec<std::ops::Range<usize>>) {
+fn needs(items: &[Item], page: &[u8], bits: u32) -> (Vec<u32>, Vec<std::ops::Range<usize>>) {
     let mut looked = Vec::new();
     let mut needed_at = |target: Option<i64>| {
         let within = target.and_then(|t| usize::try_from(t).ok()).filter(|t| *t < PAGE);
@@ -309,7 +336,7 @@ fn needs(items: &[Item], page: &[u8; PAGE], bits: u32) -> (Vec<u32>, Vec<std::op
         some
     };
     let elsewhere = |item: &Item| match item.form {
-        Form::Branch(_) | Form::Jump | Form::Call => needed_at(item.target()),
+        Form::Branch(_) | Form::BranchIfZero | Form::Jump | Form::Call => needed_at(item.target()),
         _ if item.instruction.flow_control() == FlowControl::Next => 0,
         _ => flags::ALL,
     };
@@ -331,7 +358,7 @@ impl Builder<'_> {
         self.enter(block, live[0] != 0);
         let mut closed = false;
         for (n, item) in items.iter().enumerate() {
-            if n == 0 || matches!(items[n - 1].form, Form::Branch(_)) {
+            if n == 0 || items[n - 1].form.goes_on() {
                 self.count(&items[n..]);
             }
             self.turn_to(n, item);
@@ -367,7 +394,7 @@ impl Builder<'_> {
     /// Counts the first of `items` up to a branch, if they are counted. Flags stay.
     fn count(&mut self, items: &[Item]) {
         if self.counts {
-            let branch = items.iter().position(|i| matches!(i.form, Form::Branch(_)));
+            let branch = items.iter().position(|i| i.form.goes_on());
             let counted = at(A, branch.map_or(items.len(), |n| n + 1) as i32);
             let counter = state(fast(offset_of!(Fast, translated)));
             self.asm.rm(op::MOV, A, counter);
@@ -428,6 +455,15 @@ impl Builder<'_> {
 
     fn form(&mut self, item: &Item, before: u32, after: u32) -> Option<()> {
         let i = &item.instruction;
+        if item.crosses() && item.form != Form::Interpret {
+            if before != 0 {
+                self.keep_flags();
+            }
+            self.flags.host = false;
+            let (border, global) =
+                self.border.as_ref().map(|(border, global)| (&raw const **border, *global))?;
+            self.cross_border(border, global);
+        }
         match item.form {
             Form::Nothing => return Some(()),
             Form::Copy(copied) => return self.copied(i, copied, before),
@@ -441,6 +477,9 @@ impl Builder<'_> {
                 self.flags.host = true;
             }
             return self.branch(condition, item.target()?, self.is_pending(after));
+        }
+        if item.form == Form::BranchIfZero {
+            return self.branch_if_zero(i, item.target()?, self.is_pending(after));
         }
         if item.form == Form::Jump {
             self.go_to(i32::try_from(item.target()?).ok()?, self.is_pending(after));
@@ -592,6 +631,10 @@ impl Builder<'_> {
                 Stub::Window { hole, site, first, beyond, out } => {
                     self.asm.here(hole);
                     self.closed_window(first, beyond, site, out);
+                }
+                Stub::Border { holes, site } => {
+                    holes.into_iter().for_each(|hole| self.asm.here(hole));
+                    self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
                 }
                 Stub::Exit { hole, site } => {
                     self.asm.here(hole);

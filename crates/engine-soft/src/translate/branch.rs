@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind};
 
 use super::asm::{A, B, Hole, at, cond, group, op, state};
 use super::block::{Builder, NotFound, Stub};
@@ -195,6 +195,18 @@ impl Builder<'_> {
     pub(super) fn branch(&mut self, condition: u8, target: i64, pending: bool) -> Option<()> {
         let target = i32::try_from(target).ok()?;
         let hole = self.asm.jcc(condition);
+        match (0..PAGE).contains(&target) {
+            true => self.link(hole, target, pending),
+            false => self.stubs.push(Stub::Cross { hole, target, pending, offset: self.offset }),
+        }
+        Some(())
+    }
+
+    /// JRCXZ, JECXZ. Flags stay.
+    pub(super) fn branch_if_zero(&mut self, i: &Instruction, target: i64, pending: bool) -> Option<()> {
+        let target = i32::try_from(target).ok()?;
+        self.asm.skip_unless_zero(i.code() == Code::Jecxz_rel8_32);
+        let hole = self.asm.jmp();
         match (0..PAGE).contains(&target) {
             true => self.link(hole, target, pending),
             false => self.stubs.push(Stub::Cross { hole, target, pending, offset: self.offset }),

@@ -30,6 +30,8 @@ pub(super) enum Form {
     Call,
     Jump,
     Branch(u8),
+    /// JRCXZ or JECXZ, by the address size that goes with the mode.
+    BranchIfZero,
     /// CALL, JMP to a register or through memory; RET.
     CallIndirect,
     JumpIndirect,
@@ -61,6 +63,11 @@ impl Form {
     /// Whether its translation ends a block: nothing comes after it.
     pub(super) fn closes(self) -> bool {
         matches!(self, Self::Jump | Self::Call | Self::CallIndirect | Self::JumpIndirect | Self::Return)
+    }
+
+    /// Whether it is a conditional branch, after which the block goes on.
+    pub(super) fn goes_on(self) -> bool {
+        matches!(self, Self::Branch(_) | Self::BranchIfZero)
     }
 
     /// The form of `i`, in flat code.
@@ -194,6 +201,8 @@ fn control(cpu: &Cpu, i: &Instruction) -> Option<Form> {
         _ if pick(&[code == C::Jmp_rm64, code == C::Jmp_rm32]) => Form::JumpIndirect,
         C::Retnq | C::Retnq_imm16 if wide => Form::Return,
         C::Retnd | C::Retnd_imm16 if !wide => Form::Return,
+        C::Jrcxz_rel8_64 if wide => Form::BranchIfZero,
+        C::Jecxz_rel8_32 if !wide => Form::BranchIfZero,
         _ if i.is_jcc_short_or_near()
             && i.op0_kind() == if wide { OpKind::NearBranch64 } else { OpKind::NearBranch32 } =>
         {

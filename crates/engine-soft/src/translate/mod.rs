@@ -24,6 +24,7 @@
 //! |---|---|
 //! | `asm` | the assembler of the fixed parts |
 //! | `block` | from guest code to a translation |
+//! | `border` | instructions that lie on two pages |
 //! | `form` | which instruction is translated how |
 //! | `flags` | where status flags are needed |
 //! | `memory` | address lookup |
@@ -41,6 +42,7 @@
 
 mod asm;
 mod block;
+mod border;
 mod branch;
 mod copy;
 mod cross;
@@ -66,6 +68,7 @@ use iced_x86::Mnemonic;
 use umbra_engine::EngineError;
 
 use crate::native::{Area, Pool};
+use border::Border;
 use site::{Kind, Site};
 
 pub(crate) use enter::{HostFault, find_fault};
@@ -112,6 +115,9 @@ pub(crate) struct Full;
 pub struct Translator {
     area: Area,
     sites: Vec<Site>,
+    /// Each where translations know it to be.
+    #[allow(clippy::vec_box)]
+    borders: Vec<Box<Border>>,
     jumps: Box<[Jump]>,
     /// How often a block runs in the interpreter first; `u32::MAX` for ever.
     pub(crate) after: u32,
@@ -131,6 +137,7 @@ impl Translator {
         let mut translator = Self {
             area: Area::new(Pool::Blocks)?,
             sites: Vec::new(),
+            borders: Vec::new(),
             jumps: Jump::table(),
             after: after(),
             counts: false,
@@ -143,6 +150,7 @@ impl Translator {
     pub(crate) fn clear(&mut self) {
         self.area.clear();
         self.sites.clear();
+        self.borders.clear();
         // Those whose numbers `site` names.
         self.sites.extend([Kind::Jump, Kind::Fault, Kind::Exit].map(|kind| Site::new(kind, 0)));
         self.jumps = Jump::table();

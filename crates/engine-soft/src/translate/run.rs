@@ -118,7 +118,7 @@ impl Cpu {
     pub(crate) fn link(&mut self, left: Left, block: *mut Block) {
         // SAFETY: the run loop has just found the block.
         let block = unsafe { &*block };
-        if block.code_at.is_null() || !block.lasting || self.lockstep.is_some() {
+        if block.code_at.is_null() || self.lockstep.is_some() {
             return;
         }
         self.sync_translator();

@@ -37,6 +37,8 @@ pub(super) enum Kind {
     Cross,
     /// An exit to the same instruction in a block with other windows, which can be linked.
     Narrower(Want),
+    /// A look at what is after a border did not find what was known; see `border`.
+    Border,
     /// An exit because something wants attention.
     Attention,
     /// An exit because the code has changed.
@@ -73,7 +75,7 @@ pub(super) struct Site {
     /// An offset into the area: where to try again; of a native instruction, where it is; of a link, its displacement; of a jump to
     /// another page, its start; of a stale block, its entry.
     pub at: u32,
-    /// Where to go on after the interpreter did the instruction, 0 to leave; of a window, where to go on without.
+    /// Where to go on after the interpreter did the instruction, 0 to leave; of a window, where to go on without; of a border, its number.
     pub resume: u32,
     /// The instruction as a block of its own, or the block that a link leads to, once it has been needed.
     pub block: BlockId,

@@ -39,6 +39,9 @@ impl Cpu {
                 let there = self.fill(tag, write, false);
                 return self.translator.address(if there { site.at } else { site.resume });
             }
+            Kind::Border if self.look_beyond(site.resume as usize) => {
+                return self.translator.address(site.at);
+            }
             Kind::Vector(bit) => match self.wanted_vectors(bit) {
                 Ok(live) => {
                     self.fast.wanted = live;

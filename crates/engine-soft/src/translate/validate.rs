@@ -5,7 +5,7 @@
 //!
 //! - a field of the state block, by GS and a displacement alone, in a direction that the field allows ([`field`]);
 //! - the attention word or the version word of the page, read;
-//! - a TLB entry or an entry of the table by linear address, read field by field;
+//! - a TLB entry, an entry of the table by linear address or the record of a border, read field by field;
 //! - guest memory: an addend that was loaded from a TLB entry after its tag compared equal to the tag of the last byte's page, plus an address whose
 //!   bytes lie between the address that chose the entry and that last byte. Both pages are then the same, because neighbours never
 //!   share an entry. Writes need the tag for writes.
@@ -30,6 +30,7 @@ use iced_x86::{
 
 use umbra_memory::CodePage;
 
+use super::border::Border;
 use super::site::{Kind, Site};
 use crate::decode::Block;
 use crate::native;
@@ -40,6 +41,8 @@ use state::State;
 pub(super) struct Given {
     /// The address of the version word of its page.
     pub version: u64,
+    /// The address of what is known of the next page, or 0.
+    pub border: u64,
     /// Where the engine may go on in it, besides its start.
     pub entries: Vec<u32>,
     /// Where it may do so after nothing but a TLB fill, or a load of vector registers.
@@ -84,15 +87,17 @@ fn is_wanted() -> bool {
 ///
 /// # Panics
 /// It is not valid: running it could let the guest out.
-pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site], own: [usize; 2]) {
+pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site], own: [usize; 2], border: Option<&Border>) {
     if !is_wanted() {
         return;
     }
     let version = block.code.wrapping_byte_add(CodePage::VERSION_OFFSET) as u64;
     let resumed = sites.iter().filter(|s| s.kind.is_retried() || s.kind == Kind::Call);
     let entries = own.into_iter().map(|at| at as u32).chain(resumed.map(|s| s.resume)).collect();
-    let retries = sites.iter().filter(|s| s.kind.is_retried()).map(|s| s.at).collect();
-    let given = &Given { version, entries, retries };
+    let is_retried = |s: &&Site| s.kind.is_retried() || s.kind == Kind::Border;
+    let retries = sites.iter().filter(is_retried).map(|s| s.at).collect();
+    let border = border.map_or(0, |border| &raw const *border as u64);
+    let given = &Given { version, border, entries, retries };
     #[cfg(test)]
     seen::note(code, given);
     if let Err(violation) = validate(code, given) {
@@ -116,6 +121,9 @@ pub(super) fn listing(code: &[u8], given: &Given, mark: Option<usize>) -> String
         }
         if i.code() == C::Mov_r64_imm64 && i.immediate64() == given.version {
             line = format!("mov {:?},version", i.op0_register()).to_lowercase();
+        }
+        if i.code() == C::Mov_r64_imm64 && i.immediate64() == given.border && given.border != 0 {
+            line = format!("mov {:?},border", i.op0_register()).to_lowercase();
         }
         let sign = if Some(i.ip() as usize) == mark { "=>" } else { "" };
         text.push_str(&format!("{sign:3}{:3x}  {line}\n", i.ip()));
@@ -272,7 +280,10 @@ fn check_form(i: &Instruction, factory: &mut InstructionInfoFactory) -> Result<(
                 || matches!(i.mnemonic(), M::Mov | M::Lea | M::Vzeroupper | M::Vzeroall)
         }
         FlowControl::UnconditionalBranch => matches!(i.code(), C::Jmp_rel8_64 | C::Jmp_rel32_64),
-        FlowControl::ConditionalBranch => i.is_jcc_short_or_near() && is_direct(i),
+        FlowControl::ConditionalBranch => {
+            (i.is_jcc_short_or_near() || matches!(i.code(), C::Jrcxz_rel8_64 | C::Jecxz_rel8_64))
+                && is_direct(i)
+        }
         FlowControl::IndirectBranch => i.code() == C::Jmp_rm64,
         _ => false,
     };

@@ -220,12 +220,15 @@ impl Window {
 
 /// Whether the interpreter does it, or what addresses mean is another matter after it.
 fn ends_windows(item: &Item) -> bool {
-    matches!(item.form, Form::Interpret | Form::System(_))
+    matches!(item.form, Form::Interpret | Form::System(_)) || item.crosses()
 }
 
 /// What an instruction accesses.
 fn accesses(item: &Item) -> [Option<Access>; 2] {
     let i = &item.instruction;
+    if item.crosses() {
+        return [None; 2];
+    }
     let memory =
         |len, write| Address::of(i, true, item.offset, false).map(|address| Access { address, len, write });
     let near =

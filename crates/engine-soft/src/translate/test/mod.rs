@@ -2,6 +2,7 @@
 
 mod address_test;
 mod bad_input_test;
+mod border_test;
 mod change_test;
 mod golden_test;
 mod hostile_test;

@@ -28,6 +28,8 @@ pub(super) const PROGRAMS: &[(&str, u32, &str)] = &[
     ("flags to a branch", 64, "488b0a4839d9753eeb3e"),
     // dec rcx; jne .-3; jmp .+0x40
     ("loop", 64, "48ffc975fbeb3e"),
+    // jrcxz .+0x40; adc rcx,rbx; jrcxz .+0xe; jmp .+0x40
+    ("branch if zero", 64, "e33e4811d9e30ceb3e"),
     // test eax,eax; js .+0x2000; jmp .+0x40
     ("branch off the page", 64, "85c00f88fa1f0000eb3e"),
     // mov eax,1; jmp .+0x5000

@@ -47,7 +47,6 @@ const PLANTED: &[(&str, Why)] = &[
     ("0f01ef", Why::Forbidden), // wrpkru
     ("0f0b", Why::Forbidden), // ud2
     ("c7f800000000", Why::Forbidden), // xbegin .+6
-    ("e300", Why::Forbidden), // jrcxz .+2
     ("e200", Why::Forbidden), // loop .+2
     ("410fae2a", Why::Forbidden), // xrstor [r10]
     ("410fae0a", Why::Forbidden), // fxrstor [r10]

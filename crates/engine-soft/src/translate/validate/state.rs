@@ -10,6 +10,7 @@ use super::{Given, Why};
 use crate::cpu::Cpu;
 use crate::exec::Fast;
 use crate::mmu::{ENTRIES, Entry};
+use crate::translate::border::Border;
 use crate::translate::{JUMP_MASK, Jump};
 
 const PAGE: i64 = 4096;
@@ -59,6 +60,8 @@ enum Value {
     Host(Number, Checked),
     /// The attention word or the version word.
     Word,
+    /// What is known of the next page.
+    Border,
     /// An entry of the table by linear address, by a number of its own.
     Jump(u32),
     /// The first TLB entry of a class.
@@ -136,7 +139,9 @@ impl Value {
 
     fn is_address(self) -> bool {
         use Value as V;
-        matches!(self, V::Entry(_) | V::Addend(_) | V::Host(..) | V::Word | V::Jump(_) | V::Class | V::Stale)
+        let is_known =
+            matches!(self, V::Entry(_) | V::Addend(_) | V::Host(..) | V::Word | V::Border | V::Jump(_));
+        is_known || matches!(self, V::Class | V::Stale)
     }
 }
 
@@ -315,6 +320,7 @@ impl State {
                 Some(V::Number(names.sum(n, None, 0, true)))
             }
             C::Mov_r64_imm64 if i.immediate64() == given.version => Some(V::Word),
+            C::Mov_r64_imm64 if given.border != 0 && i.immediate64() == given.border => Some(V::Border),
             C::Mov_r64_imm64 => Some(V::Number(Number { name: ZERO, plus: i.immediate64() as i64 })),
             C::Shr_rm64_imm8
             | C::Shl_rm64_imm8
@@ -368,6 +374,7 @@ impl State {
             (Some(V::Entry(n)), None) => self.entry(i, n, disp, names),
             (Some(V::Jump(jump)), None) => self.jump(i, jump, disp, names),
             _ if i.code() == C::Jmp_rm64 => Err(Why::Target),
+            (Some(V::Border), None) => border(i, disp, names),
             (Some(V::Word), None) if disp == 0 && size == 4 && !write => Ok(Outcome::Other),
             (Some(V::Host(n, checked)), None)
             | (Some(V::Addend(checked)), Some((V::Number(n), 1)))
@@ -497,6 +504,20 @@ impl State {
             _ => return Err(Why::Unchecked),
         }
         Ok(Outcome::Other)
+    }
+}
+
+/// An access to what is known of the next page.
+fn border(i: &Instruction, disp: i64, names: &mut Names) -> Result<Outcome, Why> {
+    const KEY: i64 = offset_of!(Border, key) as i64;
+    const LINEAR: i64 = offset_of!(Border, page) as i64;
+    const VERSION_AT: i64 = offset_of!(Border, version_at) as i64;
+    const VERSION: i64 = offset_of!(Border, version) as i64;
+    match (i.code(), disp) {
+        (C::Mov_r64_rm64, KEY | LINEAR) => Ok(Outcome::Value(names.number())),
+        (C::Mov_r64_rm64, VERSION_AT) => Ok(Outcome::Value(Value::Word)),
+        (C::Cmp_r32_rm32, VERSION) => Ok(Outcome::Other),
+        _ => Err(Why::Unchecked),
     }
 }
 
