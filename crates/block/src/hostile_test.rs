@@ -60,6 +60,30 @@ const REFCOUNT_ORDER: u64 = 96;
 const HEADER_LEN: u64 = 100;
 
 #[test]
+fn a_guest_makes_no_image_of_a_disk_that_was_guessed_to_be_raw() {
+    let env = env();
+    let storage = env.opener.create(&crate::FileSpec::file("disk")).unwrap();
+    storage.set_len(1 << 20).unwrap();
+    let disk = Disk::open(&env, &NodeSpec::new("disk", None).writable()).unwrap();
+    disk.write(0, &[7; 8192]).unwrap();
+    for bytes in [&b"QFI\xfb\0\0\0\x03"[..], b"LUKS\xba\xbe\0\x01"] {
+        let refused = disk.write(0, bytes).unwrap_err();
+        assert!(refused.to_string().contains("format"), "{refused}");
+        // Nor in two parts.
+        disk.write(4, &bytes[4..]).unwrap();
+        assert!(disk.write(0, &bytes[..4]).is_err());
+        let mut head = [0; 4];
+        disk.read(0, &mut head).unwrap();
+        assert_eq!(head, [7; 4]);
+        disk.write(0, &[7; 16]).unwrap();
+    }
+    drop(disk);
+    // Whoever says that it is raw may write what he likes.
+    let disk = Disk::open(&env, &NodeSpec::new("disk", Some("raw")).writable()).unwrap();
+    disk.write(0, b"QFI\xfb\0\0\0\x03").unwrap();
+}
+
+#[test]
 fn numbers_without_measure_are_refused() {
     let half = |at: u64, value: u32| (at, value.to_be_bytes().to_vec());
     let whole = |at: u64, value: u64| (at, value.to_be_bytes().to_vec());

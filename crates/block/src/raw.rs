@@ -51,9 +51,14 @@ impl Raw {
         options.finish()?;
         let mut raw = Self::over(request.storage)?;
         let have = raw.size.load(Ordering::Relaxed);
-        if offset.checked_add(size.unwrap_or(0)).is_none_or(|end| end > have) {
+        if offset > have {
             return Err(Error::option(format!(
-                "offset and size lie beyond the end of the file ({have} bytes)"
+                "Offset ({offset}) cannot be greater than size of the containing file ({have})"
+            )));
+        }
+        if let Some(size) = size.filter(|&size| size > have - offset) {
+            return Err(Error::option(format!(
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({have})"
             )));
         }
         raw.fixed = offset != 0 || size.is_some();
@@ -224,7 +229,7 @@ impl FormatDriver for RawDriver {
         let mut options = create.options.clone();
         let preallocation = options.take_preallocation()?;
         if preallocation == Preallocation::Metadata {
-            return Err(Error::option("Unsupported preallocation mode 'metadata'"));
+            return Err(Error::option("Unsupported preallocation mode: metadata"));
         }
         options.finish()?;
         create.refuse_backing("raw")?;
@@ -233,6 +238,8 @@ impl FormatDriver for RawDriver {
     }
 
     fn measure(&self, create: &CreateOptions, _data: u64) -> Result<Option<(u64, u64)>> {
-        Ok(Some((create.size, create.size)))
+        // A file ends with a sector.
+        let size = create.size.checked_next_multiple_of(512).unwrap_or(create.size);
+        Ok(Some((size, size)))
     }
 }

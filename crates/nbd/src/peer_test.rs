@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use umbra_block::{Storage, StorageExt};
 
 use crate::test_help::{Folder, Ours, Rng, certificates, export, program, qcow2_disk, run};
-use crate::{Address, Endpoint, Listener, NbdStorage, Server, TlsClient, TlsServer};
+use crate::{Address, Endpoint, Export, Listener, NbdStorage, Server, TlsClient, TlsServer};
 
 /// `qemu-nbd`, until it is dropped.
 struct Theirs(Child);
@@ -294,4 +294,42 @@ fn other_clients_with_our_server_by_tls() {
     // Who does not do TLS gets nothing.
     let output = program("nbdinfo").arg(format!("nbd://localhost:{port}/e")).output().unwrap();
     assert!(!output.status.success());
+}
+
+/// What a backup asks: which parts are dirty since the last one.
+#[test]
+fn qemu_sees_the_dirty_bitmaps_of_an_export_of_ours() {
+    let folder = Folder::new();
+    let (image, socket) = (folder.path("image"), folder.path("s"));
+    let disk = qcow2_disk(&image, 1 << 20);
+    let changed = disk.drained(|node| {
+        let bitmaps = node.format().bitmaps().unwrap();
+        bitmaps.add("since monday", 65536, true)?;
+        bitmaps.add("empty", 65536, false)
+    });
+    changed.unwrap();
+    disk.write(130 << 10, &[1; 1000]).unwrap();
+    disk.write(512 << 10, &[2; 130 << 10]).unwrap();
+    let bitmaps = vec!["since monday".to_owned(), "empty".to_owned()];
+    let server = Server::new(vec![Export { bitmaps, ..export("e", &disk) }], None).unwrap();
+    let _server = Ours::serve(server, Listener::unix(socket.as_ref()).unwrap());
+    let uri = format!("nbd+unix:///e?socket={socket}");
+    let told = run("nbdinfo", &["--json", &uri]);
+    for context in ["base:allocation", "qemu:dirty-bitmap:since monday", "qemu:dirty-bitmap:empty"] {
+        assert!(told.contains(context), "{context}: {told}");
+    }
+    let options = "driver=nbd,export=e,server.type=unix,server.path=";
+    let map = |bitmap: &str| {
+        let options = format!("{options}{socket},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}");
+        let map = run("qemu-img", &["map", "--output=json", "--image-opts", &options]);
+        let number = |line: &str, name: &str| -> u64 {
+            let (_, rest) = line.split_once(&format!("\"{name}\": ")).unwrap();
+            rest.split(',').next().unwrap().parse().unwrap()
+        };
+        // Where QEMU says that there is no data, the bitmap is dirty.
+        let dirty = map.lines().filter(|line| line.contains("\"data\": false"));
+        dirty.map(|line| (number(line, "start"), number(line, "length"))).collect::<Vec<_>>()
+    };
+    assert_eq!(map("since monday"), [(128 << 10, 64 << 10), (512 << 10, 192 << 10)]);
+    assert_eq!(map("empty"), []);
 }

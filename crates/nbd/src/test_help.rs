@@ -86,7 +86,13 @@ pub fn qcow2_disk(path: &str, size: u64) -> Arc<Disk> {
 }
 
 pub fn export(name: &str, disk: &Arc<Disk>) -> Export {
-    Export { name: name.into(), description: String::new(), disk: disk.clone(), read_only: false }
+    Export {
+        name: name.into(),
+        description: String::new(),
+        disk: disk.clone(),
+        read_only: false,
+        bitmaps: Vec::new(),
+    }
 }
 
 /// A connection to a server of our own, and the thread that serves it.

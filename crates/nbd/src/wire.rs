@@ -28,6 +28,10 @@ pub const STRING_MAX: usize = 4096;
 pub const PAYLOAD_MAX: u32 = 32 << 20;
 /// The context of allocation that every server with contexts has.
 pub const BASE_ALLOCATION: &str = "base:allocation";
+/// What the names of contexts of QEMU's dirty bitmaps begin with.
+pub const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
+/// The flag of an extent that is dirty, in such a context.
+pub const DIRTY: u32 = 1 << 0;
 /// The port where none is named.
 pub const PORT: u16 = 10809;
 

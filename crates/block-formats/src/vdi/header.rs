@@ -134,6 +134,12 @@ impl Header {
         Ok(())
     }
 
+    /// The disk's size. Other programs write such that end within a sector, and mean all of it.
+    pub(super) fn size(&self) -> u64 {
+        // It is no greater than that of the blocks, which are whole sectors.
+        self.disk_size.get().next_multiple_of(512)
+    }
+
     /// An image with a parent is one of a chain that only VirtualBox can put together: its members name each other by
     /// identity, not by file.
     pub(super) fn refuse_parent(&self) -> Result<()> {

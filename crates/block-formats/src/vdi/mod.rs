@@ -120,12 +120,7 @@ impl Image {
 
 impl Format for Image {
     fn geometry(&self) -> Geometry {
-        Geometry {
-            size: self.header.disk_size.get(),
-            unit: self.unit(),
-            zero_unit: self.unit(),
-            compression: None,
-        }
+        Geometry { size: self.header.size(), unit: self.unit(), zero_unit: self.unit(), compression: None }
     }
 
     fn storages(&self) -> &[Arc<dyn Storage>] {
@@ -159,7 +154,7 @@ impl Format for Image {
         Ok(ImageInfo {
             format: "vdi".into(),
             filename: self.name.clone(),
-            virtual_size: self.header.disk_size.get(),
+            virtual_size: self.header.size(),
             actual_size: self.storage().info().allocated,
             cluster_size: Some(self.unit()),
             ..ImageInfo::default()

@@ -171,13 +171,18 @@ fn plan(options: &CreateOptions) -> Result<Plan> {
         0 => 8 * MIB,
         given => given.max(MIB),
     };
-    if !block.is_power_of_two() || block > 256 * MIB {
-        return Err(Error::option("block_size is a power of two from 1 MiB to 256 MiB"));
+    if !block.is_power_of_two() {
+        return Err(Error::option("Block size must be a power of two"));
+    }
+    if block > 256 * MIB {
+        return Err(Error::option("Block size must not exceed 268435456"));
     }
     let fixed = match left.take("subformat").as_deref() {
         None | Some("dynamic") => false,
         Some("fixed") => true,
-        Some(other) => return Err(Error::option(format!("Invalid parameter '{other}' for subformat"))),
+        Some(other) => {
+            return Err(Error::option(format!("Parameter 'subformat' does not accept value '{other}'")));
+        }
     };
     let zero_state = left.take_bool("block_state_zero")?.unwrap_or(true);
     left.finish()?;

@@ -53,3 +53,7 @@ pub(super) fn of_guid(guid: &Guid) -> String {
     let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
     hex(&order.map(|index: usize| guid[index]))
 }
+
+#[cfg(test)]
+#[path = "parent_test.rs"]
+mod parent_test;

@@ -67,11 +67,11 @@ fn plan(options: &CreateOptions) -> Result<Plan> {
         "monolithicFlat" => (true, false),
         "twoGbMaxExtentSparse" => (false, true),
         "twoGbMaxExtentFlat" => (true, true),
-        other => return Err(Error::option(format!("Invalid subformat: '{other}'"))),
+        other => return Err(Error::option(format!("invalid parameter value: {other}"))),
     };
     let adapter = left.take("adapter_type").unwrap_or_else(|| "ide".into());
     if !["ide", "buslogic", "lsilogic", "legacyESX"].contains(&adapter.as_str()) {
-        return Err(Error::option(format!("Unknown adapter type: '{adapter}'")));
+        return Err(Error::option(format!("invalid parameter value: {adapter}")));
     }
     let hardware = left.take("hwversion").filter(|version| version != "undefined");
     let compat6 = left.take_bool("compat6")?.unwrap_or(false);

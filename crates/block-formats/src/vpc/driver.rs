@@ -119,7 +119,9 @@ impl FormatDriver for Vpc {
         let kind = match left.take("subformat").as_deref() {
             None | Some("dynamic") => DYNAMIC,
             Some("fixed") => FIXED,
-            Some(other) => return Err(Error::option(format!("Invalid parameter '{other}' for subformat"))),
+            Some(other) => {
+                return Err(Error::option(format!("Parameter 'subformat' does not accept value '{other}'")));
+            }
         };
         left.finish()?;
         options.refuse_backing("vpc")?;

@@ -127,8 +127,7 @@ impl Footer {
             sectors = product(shape);
         }
         if sectors > SECTORS_MAX {
-            let (what, value) = ("the disk's number of sectors".to_owned(), sectors);
-            return Err(Error::TooLarge { what, value, limit: SECTORS_MAX });
+            return Err(Error::option("The image size is too large for file format 'vpc'"));
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut footer = Footer {

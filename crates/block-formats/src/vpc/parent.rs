@@ -35,3 +35,7 @@ fn relative(name: &str) -> String {
     let name = name.replace('\\', "/");
     name.strip_prefix("./").map_or(name.clone(), str::to_owned)
 }
+
+#[cfg(test)]
+#[path = "parent_test.rs"]
+mod parent_test;

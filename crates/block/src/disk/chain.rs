@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Node;
+use crate::io::GuessedRaw;
 use crate::node::resolve;
 use crate::{
     Access, BackingSpec, Environment, Error, FileSpec, FileStorageSpec, NodeSpec, OpenRequest, Options,
@@ -83,6 +84,11 @@ fn open_one(
     let driver = match &spec.format {
         Some(name) => environment.registry.get(name)?,
         None => probe(environment, &*storage, &spec.file.name)?,
+    };
+    let guessed = spec.format.is_none() && spec.access == Access::ReadWrite && driver.name() == "raw";
+    let storage = match guessed {
+        true => Arc::new(GuessedRaw::over(storage, environment.registry.clone())),
+        false => storage,
     };
     let request = OpenRequest {
         storage,

@@ -5,6 +5,7 @@
 
 mod buf;
 mod file;
+mod guessed;
 mod lock;
 mod memory;
 mod recording;
@@ -18,6 +19,7 @@ use std::os::fd::BorrowedFd;
 
 pub use buf::{IoBuf, IoSrc, slice_bufs, slice_srcs};
 pub use file::{FileStorage, FileStorageSpec};
+pub(crate) use guessed::GuessedRaw;
 pub use lock::LockMode;
 pub use memory::MemoryStorage;
 pub use recording::{Recorder, RecordingStorage};

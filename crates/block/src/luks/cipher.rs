@@ -66,7 +66,7 @@ impl Algorithm {
         let found = ALGORITHMS.into_iter().find(|row| row.1 == name);
         found
             .map(|row| row.0)
-            .ok_or_else(|| Error::option(format!("Invalid parameter '{name}' for cipher-alg")))
+            .ok_or_else(|| Error::option(format!("Parameter 'cipher-alg' does not accept value '{name}'")))
     }
 
     pub(super) fn name(self) -> &'static str {

@@ -114,8 +114,8 @@ impl Wish {
         let time =
             match options.take("iter-time") {
                 None => ITER_TIME_MS,
-                Some(text) => text.parse().ok().filter(|&ms| ms > 0 && ms <= 600_000).ok_or_else(|| {
-                    Error::option("Parameter 'iter-time' expects milliseconds, 1 to 600000")
+                Some(text) => text.parse().ok().filter(|&ms| ms <= 600_000).ok_or_else(|| {
+                    Error::option("Parameter 'iter-time' expects milliseconds, up to 600000")
                 })?,
             };
         let secret = options.take("key-secret");
@@ -277,17 +277,16 @@ impl Header {
         secrets: &Secrets,
         unlocking: Option<&[u8]>,
     ) -> Result<()> {
-        let state =
-            options.take("state").ok_or_else(|| Error::option("Parameter 'encrypt.state' is missing"))?;
+        let state = options.take("state").ok_or_else(|| Error::option("Parameter 'state' is missing"))?;
         let slot = options.take("keyslot").map(|text| {
-            text.parse::<usize>()
-                .ok()
-                .filter(|&slot| slot < SLOTS)
-                .ok_or_else(|| Error::option("keyslot is 0 to 7"))
+            text.parse::<usize>().ok().filter(|&slot| slot < SLOTS).ok_or_else(|| {
+                Error::option(format!("Invalid keyslot {text} specified, must be between 0 and 7"))
+            })
         });
         let slot = slot.transpose()?;
         let old = options.take("old-secret");
         let new = options.take("new-secret");
+        let force = options.take_bool("force")?.unwrap_or(false);
         let time = options.take("iter-time").and_then(|text| text.parse().ok()).unwrap_or(ITER_TIME_MS);
         options.finish()?;
         match state.as_str() {
@@ -302,16 +301,20 @@ impl Header {
                 let slots = self.chosen(storage, offset, slot, old.as_deref(), secrets)?;
                 let left = self.active()
                     - slots.iter().filter(|&&slot| self.raw.slots[slot].active.get() == ACTIVE).count();
-                if left == 0 {
-                    return Err(Error::Refused(
-                        "Attempt to erase the only active keyslot, which will erase all the data in the image irreversibly - \
-                         refusing operation"
+                if left == 0 && !force {
+                    return Err(Error::Refused(match slot {
+                        Some(slot) => format!(
+                            "Attempt to erase the only active keyslot {slot} which will erase all the data in the image \
+                             irreversibly - refusing operation"
+                        ),
+                        None => "All the active keyslots match the (old) password that was given and erasing them will erase \
+                                 all the data in the image irreversibly - refusing operation"
                             .to_owned(),
-                    ));
+                    }));
                 }
                 self.erase(storage, offset, &slots)
             }
-            other => Err(Error::option(format!("Invalid parameter '{other}' for encrypt.state"))),
+            other => Err(Error::option(format!("Parameter 'state' does not accept value '{other}'"))),
         }
     }
 
@@ -333,12 +336,23 @@ impl Header {
                 }
             }
             slots = fitting;
-        } else if slot.is_none() {
-            return Err(Error::option("Old password or keyslot is required to erase"));
+        } else if let Some(slot) = slot {
+            if self.raw.slots[slot].active.get() != ACTIVE {
+                return Err(Error::Refused(format!("Given keyslot {slot} is already erased (inactive) ")));
+            }
+        } else {
+            return Err(Error::option(
+                "To erase keyslot(s), either explicit keyslot index or the password currently contained in them must be given",
+            ));
         }
-        if slots.is_empty() {
-            return Err(Error::WrongSecret);
+        match (slots.is_empty(), slot) {
+            (false, _) => Ok(slots),
+            (true, Some(slot)) => Err(Error::Refused(format!(
+                "Given keyslot {slot} doesn't contain the given (old) password / no keyslot matches it"
+            ))),
+            (true, None) => {
+                Err(Error::Refused("No keyslots match given (old) password for erase operation".to_owned()))
+            }
         }
-        Ok(slots)
     }
 }

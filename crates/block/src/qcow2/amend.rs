@@ -32,7 +32,10 @@ impl Meta {
         cipher: Option<&dyn SectorCipher>,
         task: &Task<'_>,
     ) -> Result<()> {
-        let version = options.take("compat").map(|text| parse_compat(&text)).transpose()?;
+        let version = options.take("compat").map(|text| {
+            parse_compat(&text).map_err(|_| Error::option(format!("Unknown compatibility level {text}")))
+        });
+        let version = version.transpose()?;
         let lazy = options.take_bool("lazy_refcounts")?;
         let order = options.take("refcount_bits").map(|text| parse_refcount_bits(&text)).transpose()?;
         let data_file = options.take("data_file");

@@ -438,14 +438,17 @@ impl Meta {
             return Err(Error::Unsupported("Cannot store dirty bitmaps in qcow2 v2 files".to_owned()));
         }
         if name.is_empty() || name.len() > NAME_MAX {
-            return Err(Error::option(format!("a bitmap's name has 1 to {NAME_MAX} bytes")));
+            return Err(Error::option(match name {
+                "" => "Bitmap name cannot be empty".to_owned(),
+                _ => format!("Bitmap name is too long: it has up to {NAME_MAX} bytes"),
+            }));
         }
         if self.find_bitmap(name).is_ok() {
             return Err(Error::Exists { kind: "bitmap", name: name.to_owned() });
         }
         let bits = granularity.checked_ilog2().unwrap_or(0) as u8;
         if !granularity.is_power_of_two() || !GRANULARITY_BITS.contains(&bits) {
-            return Err(Error::option("granularity is a power of two from 512 bytes to 2 GiB"));
+            return Err(Error::option("Granularity must be power of 2 and at least 512"));
         }
         let entries = self.table_entries(bits);
         if self.bitmaps.list.len() >= COUNT_MAX as usize || entries * self.layout.cluster() > BYTES_MAX {

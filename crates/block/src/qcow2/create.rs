@@ -121,7 +121,7 @@ pub(super) fn parse_compat(text: &str) -> Result<u32> {
     match text {
         "0.10" | "v2" => Ok(2),
         "1.1" | "v3" => Ok(3),
-        _ => Err(Error::option(format!("Invalid compatibility level '{text}'"))),
+        _ => Err(Error::option(format!("Parameter 'version' does not accept value '{text}'"))),
     }
 }
 
@@ -144,7 +144,9 @@ impl Plan {
             None | Some("zlib") => Codec::Deflate,
             Some("zstd") => Codec::Zstd,
             Some(other) => {
-                return Err(Error::option(format!("Invalid parameter '{other}' for compression_type")));
+                return Err(Error::option(format!(
+                    "Parameter 'compression-type' does not accept value '{other}'"
+                )));
             }
         };
         let plan = Self {
@@ -254,7 +256,7 @@ fn take_encryption(options: &mut Options) -> Result<Option<Options>> {
             "creating images with the legacy AES encryption, which is not secure; use encrypt.format=luks"
                 .to_owned(),
         )),
-        Some(other) => Err(Error::option(format!("Unknown encryption format {other}"))),
+        Some(other) => Err(Error::option(format!("Parameter 'format' does not accept value '{other}'"))),
         None => Err(Error::option("encrypt.format is missing")),
     }
 }
@@ -273,7 +275,7 @@ fn create(
         }
         if plan.preallocation != Preallocation::Off && !plan.extended {
             return Err(Error::option(
-                "Backing file and preallocation can only be used at the same time if extended_l2 is enabled",
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on",
             ));
         }
         if plan.data_file_raw {
@@ -304,10 +306,9 @@ fn create(
     let l1_len = meta.layout.l1_len(size).max(1);
     let table = super::header::L1_BYTES_MAX;
     if l1_len * 8 > table {
-        return Err(Error::option(format!(
-            "The image size is too large for the cluster size: choose a cluster size above {}",
-            1u64 << plan.cluster_bits
-        )));
+        return Err(Error::option(
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+        ));
     }
     let clusters = meta.layout.clusters(l1_len * 8);
     meta.header.l1_offset = meta.allocate(clusters)?;

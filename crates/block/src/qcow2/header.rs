@@ -129,7 +129,7 @@ impl Header {
         let mut raw = Raw::new_zeroed();
         storage.read_at(0, raw.as_mut_bytes())?;
         if raw.magic.get() != MAGIC {
-            return Err(Error::not_this_format(name, "qcow2", "it does not begin with the magic number"));
+            return Err(Error::not_this_format(name, "qcow2", ""));
         }
         let version = raw.version.get();
         if !matches!(version, 2 | 3) {

@@ -13,8 +13,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{Export, Server};
 use crate::channel::Channel;
 use crate::wire::{
-    self, BASE_ALLOCATION, BlockSizeInfo, ExportInfo, Greeting, Handshake, OptionHead, OptionReplyHead,
-    PAYLOAD_MAX, STRING_MAX, Transmission, info, option, reply,
+    self, BASE_ALLOCATION, BlockSizeInfo, DIRTY_BITMAP, ExportInfo, Greeting, Handshake, OptionHead,
+    OptionReplyHead, PAYLOAD_MAX, STRING_MAX, Transmission, info, option, reply,
 };
 use crate::{Error, Result};
 
@@ -26,8 +26,49 @@ const OPTION_MAX: u32 = 64 << 10;
 const SKIPPED_MAX: u32 = 4 << 20;
 /// Requests that are best for the disks here.
 const PREFERRED: u32 = 4096;
-/// The number of the context of allocation.
-pub const ALLOCATION_ID: u32 = 1;
+
+/// What a client may ask of a disk by its runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Context {
+    /// Where data is.
+    Allocation,
+    /// What is dirty in the export's bitmap of this place.
+    Bitmap(usize),
+}
+
+impl Context {
+    /// All of an export.
+    fn all(export: &Export) -> impl Iterator<Item = Context> {
+        std::iter::once(Context::Allocation).chain((0..export.bitmaps.len()).map(Context::Bitmap))
+    }
+
+    /// Its number on the wire.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Allocation => 1,
+            // An export's bitmaps are few.
+            Self::Bitmap(place) => 2 + place as u32,
+        }
+    }
+
+    fn name(self, export: &Export) -> String {
+        match self {
+            Self::Allocation => BASE_ALLOCATION.to_owned(),
+            Self::Bitmap(place) => {
+                format!("{DIRTY_BITMAP}{}", export.bitmaps.get(place).map_or("", String::as_str))
+            }
+        }
+    }
+
+    /// Whether a query means it. A list may ask for all of a kind.
+    fn is_meant(self, export: &Export, query: &str, sets: bool) -> bool {
+        let kinds: &[&str] = match self {
+            Self::Allocation => &["base:"],
+            Self::Bitmap(_) => &["qemu:", DIRTY_BITMAP],
+        };
+        query == self.name(export) || !sets && kinds.contains(&query)
+    }
+}
 
 /// What client and server have agreed upon.
 #[derive(Debug)]
@@ -35,8 +76,8 @@ pub struct Agreed<'a> {
     pub channel: Channel,
     pub export: &'a Export,
     pub structured: bool,
-    /// Whether the client asked for the context of allocation.
-    pub allocation: bool,
+    /// What the client wants to be told of the disk's runs.
+    pub contexts: Vec<Context>,
 }
 
 /// What a client has negotiated so far.
@@ -44,8 +85,8 @@ pub struct Agreed<'a> {
 struct Progress {
     no_zeroes: bool,
     structured: bool,
-    /// The export for which it asked for the context of allocation.
-    allocation_of: Option<String>,
+    /// The contexts that it asked for, and of which export.
+    contexts_of: Option<(String, Vec<Context>)>,
 }
 
 /// Whether the handshake goes on.
@@ -89,8 +130,9 @@ pub fn negotiate(server: &Server, channel: Channel) -> Result<Option<Agreed<'_>>
             Next::End => return Ok(None),
             Next::Transmission(export) => {
                 let Negotiation { channel, progress, .. } = negotiation;
-                let allocation = progress.allocation_of.is_some_and(|name| name == export.name);
-                return Ok(Some(Agreed { channel, export, structured: progress.structured, allocation }));
+                let chosen = progress.contexts_of.filter(|(name, _)| *name == export.name);
+                let contexts = chosen.map_or(Vec::new(), |(_, contexts)| contexts);
+                return Ok(Some(Agreed { channel, export, structured: progress.structured, contexts }));
             }
         }
     }
@@ -279,7 +321,7 @@ impl<'a> Negotiation<'a> {
     fn contexts(&mut self, option: u32, mut payload: &[u8]) -> Result<Next<'a>> {
         let sets = option == option::SET_META_CONTEXT;
         if sets {
-            self.progress.allocation_of = None;
+            self.progress.contexts_of = None;
             if !self.progress.structured {
                 return self.refuse(
                     option,
@@ -290,11 +332,11 @@ impl<'a> Negotiation<'a> {
         }
         let Some(name) = string(&mut payload) else { return self.invalid(option) };
         let Ok((count, mut rest)) = U32::read_from_prefix(payload) else { return self.invalid(option) };
-        let mut found = count.get() == 0 && !sets;
+        let mut queries = Vec::new();
         for _ in 0..count.get() {
             // Each takes bytes of the payload, which is bounded.
             let Some(query) = string(&mut rest) else { return self.invalid(option) };
-            found |= query == BASE_ALLOCATION || !sets && query == "base:";
+            queries.push(query);
         }
         if !rest.is_empty() {
             return self.invalid(option);
@@ -303,13 +345,19 @@ impl<'a> Negotiation<'a> {
         let Some(export) = server.find(name) else {
             return self.refuse(option, reply::ERR_UNKNOWN, "this export is not here");
         };
-        if found {
+        // A list without queries is of all.
+        let of_all = !sets && queries.is_empty();
+        let found: Vec<Context> = Context::all(export)
+            .filter(|context| of_all || queries.iter().any(|query| context.is_meant(export, query, sets)))
+            .collect();
+        for context in &found {
             // A list has no numbers to select by.
-            let id = U32::new(if sets { ALLOCATION_ID } else { 0 });
-            self.send(option, reply::META_CONTEXT, &[id.as_bytes(), BASE_ALLOCATION.as_bytes()])?;
-            if sets {
-                self.progress.allocation_of = Some(export.name.clone());
-            }
+            let id = U32::new(if sets { context.id() } else { 0 });
+            let name = context.name(export);
+            self.send(option, reply::META_CONTEXT, &[id.as_bytes(), name.as_bytes()])?;
+        }
+        if sets {
+            self.progress.contexts_of = Some((export.name.clone(), found));
         }
         self.reply(option, reply::ACK, &[])
     }

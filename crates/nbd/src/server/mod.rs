@@ -15,13 +15,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use umbra_block::Disk;
+use umbra_block::{BitmapInfo, Disk, Node};
 
 pub use listen::{Ended, Listener, ServeOptions};
 
 use crate::channel::Channel;
 use crate::tls::TlsServer;
-use crate::wire::STRING_MAX;
+use crate::wire::{DIRTY_BITMAP, STRING_MAX};
 use crate::{Error, Result};
 
 /// How long a handshake may take: QEMU's server allows as much.
@@ -37,6 +37,27 @@ pub struct Export {
     pub disk: Arc<Disk>,
     /// Whether it is not to be written.
     pub read_only: bool,
+    /// Persistent dirty bitmaps of the disk, or of an image below it, that clients may see, each as the context
+    /// `qemu:dirty-bitmap:NAME`.
+    pub bitmaps: Vec<String>,
+}
+
+impl Export {
+    /// The node that has a bitmap of this name, and what the bitmap is.
+    ///
+    /// # Errors
+    /// Bitmaps that cannot be read.
+    pub fn bitmap(&self, name: &str) -> umbra_block::Result<Option<(Arc<Node>, BitmapInfo)>> {
+        let mut next = Some(self.disk.node());
+        while let Some(node) = next {
+            let list = node.format().bitmaps().map_or(Ok(Vec::new()), |bitmaps| bitmaps.list())?;
+            if let Some(found) = list.into_iter().find(|bitmap| bitmap.name == name) {
+                return Ok(Some((node, found)));
+            }
+            next = node.backing();
+        }
+        Ok(None)
+    }
 }
 
 impl fmt::Debug for Export {
@@ -65,6 +86,10 @@ impl Server {
             return Err(Error::address("there is nothing to serve"));
         }
         for (index, export) in exports.iter().enumerate() {
+            let context_max = STRING_MAX - DIRTY_BITMAP.len();
+            if export.bitmaps.iter().any(|name| name.len() > context_max) {
+                return Err(Error::address(format!("names of bitmaps have up to {context_max} bytes")));
+            }
             if export.name.len() > STRING_MAX || export.description.len() > STRING_MAX {
                 return Err(Error::address(format!("names and descriptions have up to {STRING_MAX} bytes")));
             }

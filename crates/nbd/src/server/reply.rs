@@ -82,11 +82,11 @@ impl<'s, 'a> Reply<'s, 'a> {
     }
 
     /// Extents in a context: lengths and flags.
-    pub fn extents(&self, context: u32, extents: &[(u32, u32)]) -> io::Result<()> {
+    pub fn extents(&self, context: u32, extents: &[(u32, u32)], done: bool) -> io::Result<()> {
         let words: Vec<ExtentWord> = extents
             .iter()
             .map(|&(len, flags)| ExtentWord { len: U32::new(len), flags: U32::new(flags) })
             .collect();
-        self.chunk(true, chunk::BLOCK_STATUS, U32::new(context).as_bytes(), words.as_bytes())
+        self.chunk(done, chunk::BLOCK_STATUS, U32::new(context).as_bytes(), words.as_bytes())
     }
 }

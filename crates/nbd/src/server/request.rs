@@ -6,10 +6,11 @@ use std::io;
 
 use umbra_block::{Disk, Error as BlockError};
 
-use super::handshake::ALLOCATION_ID;
+use super::Export;
+use super::handshake::Context;
 use super::reply::{Failure, Reply};
 use super::session::{Ordered, Session};
-use crate::wire::{Allocation, CommandFlags, PAYLOAD_MAX, command, errno};
+use crate::wire::{Allocation, CommandFlags, DIRTY, PAYLOAD_MAX, command, errno};
 
 /// Bytes of a read that are one chunk: they are sent while they are in a processor's cache.
 const PIECE: u32 = 512 << 10;
@@ -44,10 +45,7 @@ pub fn carry_out(session: &Session<'_>, ordered: Ordered) -> io::Result<Vec<u8>>
         Err(failure) => reply.failed(failure)?,
         Ok(request) => match head.command.get() {
             command::READ => read(session, &reply, &request, &mut data)?,
-            command::BLOCK_STATUS => match status(&request) {
-                Ok(extents) => reply.extents(ALLOCATION_ID, &extents)?,
-                Err(failure) => reply.failed(failure)?,
-            },
+            command::BLOCK_STATUS => statuses(session, &reply, &request)?,
             other => match change(other, &request, &mut data) {
                 Ok(()) => reply.done()?,
                 Err(failure) => reply.failed(failure)?,
@@ -98,7 +96,7 @@ fn check<'a>(session: &Session<'a>, kind: u16, flags: u16, offset: u64, len: u32
     if kind == command::READ && len > PAYLOAD_MAX {
         return Err(Failure(errno::EOVERFLOW, "more than 32 MiB at once"));
     }
-    if kind == command::BLOCK_STATUS && (!session.agreed.allocation || len == 0) {
+    if kind == command::BLOCK_STATUS && (session.agreed.contexts.is_empty() || len == 0) {
         return Err(invalid("no context was negotiated, or no length is given"));
     }
     Ok(Checked { disk, flags, offset, len })
@@ -204,6 +202,50 @@ fn cache(request: &Checked<'_>, data: &mut Vec<u8>) -> Done {
         done += part;
     }
     Ok(())
+}
+
+/// Tells of the runs in every context that the client has chosen.
+fn statuses(session: &Session<'_>, reply: &Reply<'_, '_>, request: &Checked<'_>) -> io::Result<()> {
+    let contexts = &session.agreed.contexts;
+    for (index, context) in contexts.iter().enumerate() {
+        let extents = match context {
+            Context::Allocation => status(request),
+            Context::Bitmap(place) => dirty(session.agreed.export, *place, request),
+        };
+        match extents {
+            Ok(extents) => reply.extents(context.id(), &extents, index + 1 == contexts.len())?,
+            // It is the last chunk: nothing comes behind a failure.
+            Err(failure) => return reply.failed(failure),
+        }
+    }
+    Ok(())
+}
+
+/// What is dirty in a bitmap, and what is not, by turns.
+fn dirty(export: &Export, place: usize, request: &Checked<'_>) -> Done<Vec<(u32, u32)>> {
+    let failed = told("reading the bitmap failed");
+    let gone = || Failure(errno::EIO, "the bitmap is gone");
+    let name = export.bitmaps.get(place).ok_or_else(gone)?;
+    let (node, _) = export.bitmap(name).map_err(&failed)?.ok_or_else(gone)?;
+    let bitmaps = node.format().bitmaps().ok_or_else(gone)?;
+    let end = request.offset + u64::from(request.len);
+    let most = if request.flags.contains(CommandFlags::REQ_ONE) { 1 } else { EXTENTS_MAX };
+    let mut extents = Vec::new();
+    let mut at = request.offset;
+    while at < end && extents.len() < most {
+        let found = bitmaps.next_dirty(name, at).map_err(&failed)?;
+        let (start, len) = found.filter(|(start, _)| *start < end).unwrap_or((end, 0));
+        // Both ends lie within the request, which has no more than 32 bits of length.
+        if start > at {
+            extents.push(((start - at) as u32, 0));
+        }
+        let behind = start.saturating_add(len).min(end);
+        if behind > start && extents.len() < most {
+            extents.push(((behind - start) as u32, DIRTY));
+        }
+        at = behind.max(start);
+    }
+    Ok(extents)
 }
 
 /// What is where: lengths and flags of runs, neighbours of one kind joined.
