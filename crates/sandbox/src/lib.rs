@@ -82,6 +82,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_shutdown,
+    // of sockets that were passed and listen
+    libc::SYS_accept4,
     // threads of this process, and their signals
     libc::SYS_clone,
     libc::SYS_clone3,

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_machine::{CpuModel, KernelEntry};
 
 use crate::disk::{self, DiskOption};
+use crate::net::{self, NetOption, Publish};
 
 /// Ends the help of `run` and `restore`.
 const EXIT_CODES: &str = "\
@@ -116,6 +117,17 @@ pub struct RunArgs {
     /// behind commas. Give it again for further ones; Linux calls them /dev/vda, /dev/vdb and so on
     #[arg(long = "disk", value_name = "FILE[,OPTIONS]", value_parser = disk::parse)]
     pub disks: Vec<DiskOption>,
+    /// A network: user (one in user space, by which the guest gets out and nobody in; options restrict=on|off, host=on|off,
+    /// ipv6=on|off, mtu=N and mac=ADDRESS behind commas) or none, which is the default without -p and --pcap
+    #[arg(long = "net", value_name = "NETWORK", value_parser = net::parse)]
+    pub nets: Vec<NetOption>,
+    /// Let a port of the host lead to one of the guest's: [ADDRESS:]PORT:GUEST_PORT[/udp]; without an address only this host
+    /// reaches it. Give it again for further ones
+    #[arg(short = 'p', long = "publish", value_name = "PORT:GUEST_PORT", value_parser = net::parse_publish)]
+    pub publish: Vec<Publish>,
+    /// Write all that crosses the network's cable to this file (pcapng)
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
     /// Give the guest a source of entropy
     #[arg(long)]
     pub rng: bool,
@@ -148,6 +160,16 @@ pub struct RestoreArgs {
     /// The images of its disks, in the order in which they were given when it was started
     #[arg(long = "disk", value_name = "FILE[,format=NAME]", value_parser = disk::parse)]
     pub disks: Vec<DiskOption>,
+    /// Its networks, in the order in which they were given when it was started; user for each by default. Connections do
+    /// not outlive a restore
+    #[arg(long = "net", value_name = "NETWORK", value_parser = net::parse)]
+    pub nets: Vec<NetOption>,
+    /// Let a port of the host lead to one of the guest's
+    #[arg(short = 'p', long = "publish", value_name = "PORT:GUEST_PORT", value_parser = net::parse_publish)]
+    pub publish: Vec<Publish>,
+    /// Write all that crosses the network's cable to this file (pcapng)
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
     /// Give the machine another name
     #[arg(long, value_parser = parse_name)]
     pub name: Option<String>,

@@ -10,6 +10,7 @@ mod disk;
 mod events;
 mod guest;
 mod image;
+mod net;
 mod paths;
 mod protocol;
 mod run;

@@ -16,11 +16,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use umbra_machine::MachineSpec;
 
+use crate::net::open::NetworkStart;
+
 /// No message is longer. The longest are the counters of 254 processors with a profile of all, and a specification whose command line is all escapes. A
 /// socket's buffer takes some 200 KiB.
 const MESSAGE_MAX: usize = 160 << 10;
 /// Descriptors beside one message.
-const DESCRIPTORS_MAX: usize = 8;
+const DESCRIPTORS_MAX: usize = 128;
 
 /// The first message: what to be. The descriptors beside it are, in this order: the console, then those that are named here.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ pub struct Start {
     pub saved: bool,
     /// The images of its disks, in their order; the worker asks for their files.
     pub disks: Vec<DiskFile>,
+    /// Its networks; each says which descriptors of it follow.
+    pub networks: Vec<NetworkStart>,
     /// A reset ends the machine.
     pub no_reboot: bool,
     /// Stay paused.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use umbra_machine::{DiskSpec, MachineSpec};
+use umbra_machine::{DiskSpec, MachineSpec, NetworkSpec};
 
 use crate::accel::{self, Choice};
 use crate::broker::{self, Job};
@@ -14,6 +14,8 @@ use crate::cli::{Common, RestoreArgs, RunArgs};
 use crate::disk::DiskOption;
 use crate::events::Events;
 use crate::guest;
+use crate::net::open::{Prepared, networks_of, prepare};
+use crate::net::{NetOption, UserOption, mac_of};
 use crate::protocol::{DiskFile, Start};
 use crate::terminal;
 
@@ -27,6 +29,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     (spec.cpu_model, spec.entry) = (args.cpu_model, args.boot_protocol);
     spec.cmdline = args.append.clone().unwrap_or_default();
     (spec.disks, spec.rng) = (args.disks.iter().map(disk_spec).collect(), args.rng);
+    let wants_network = !args.publish.is_empty() || args.pcap.is_some();
+    let users = networks_of(&args.nets, wants_network)?;
+    spec.networks = cards(&users, &spec)?;
     // Before anything is fetched.
     spec.check()?;
     let (kernel, initrd, append) = match &args.kernel {
@@ -42,10 +47,17 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     spec.cmdline = args.append.unwrap_or_else(|| append.into());
     let (initrd_follows, disks) = (initrd.is_some(), files_of(args.disks));
-    let start =
-        Start { spec: Some(spec), kernel: true, initrd: initrd_follows, disks, ..empty(&args.common) };
-    let files = [Some(kernel), initrd];
-    start_job(name, start, files.into_iter().flatten().collect(), &args.common)
+    let Prepared { networks, descriptors } = prepare(&users, &args.publish, args.pcap.as_deref(), &name)?;
+    let start = Start {
+        spec: Some(spec),
+        kernel: true,
+        initrd: initrd_follows,
+        disks,
+        networks,
+        ..empty(&args.common)
+    };
+    let files = [Some(kernel), initrd].into_iter().flatten().chain(descriptors);
+    start_job(name, start, files.collect(), &args.common)
 }
 
 /// Runs `umbra restore`.
@@ -64,16 +76,51 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let kernel = args.kernel.as_deref().map(|k| open(k, "kernel")).transpose()?;
     let initrd = args.initrd.as_deref().map(|i| open(i, "initrd")).transpose()?;
     let (kernel_follows, initrd_follows) = (kernel.is_some(), initrd.is_some());
-    let start =
-        Start { kernel: kernel_follows, initrd: initrd_follows, saved: true, disks, ..empty(&args.common) };
-    let files = [kernel, initrd, Some(saved.into())];
-    start_job(name, start, files.into_iter().flatten().collect(), &args.common)
+    let users = saved_networks(&spec, &args.nets)?;
+    let Prepared { networks, descriptors } = prepare(&users, &args.publish, args.pcap.as_deref(), &name)?;
+    let start = Start {
+        kernel: kernel_follows,
+        initrd: initrd_follows,
+        saved: true,
+        disks,
+        networks,
+        ..empty(&args.common)
+    };
+    let files = [kernel, initrd, Some(saved.into())].into_iter().flatten().chain(descriptors);
+    start_job(name, start, files.collect(), &args.common)
 }
 
 fn empty(common: &Common) -> Start {
     let Common { no_reboot, paused, stats, profile, .. } = *common;
     let (kvm, kernel, initrd, saved) = (false, false, false, false);
-    Start { spec: None, kvm, kernel, initrd, saved, disks: Vec::new(), no_reboot, paused, stats, profile }
+    let (disks, networks) = (Vec::new(), Vec::new());
+    Start { spec: None, kvm, kernel, initrd, saved, disks, networks, no_reboot, paused, stats, profile }
+}
+
+/// A card for each network.
+fn cards(users: &[UserOption], spec: &MachineSpec) -> anyhow::Result<Vec<NetworkSpec>> {
+    let uuid = spec.uuid_bytes()?;
+    let mac = |(number, user): (usize, &UserOption)| user.mac.clone().unwrap_or_else(|| mac_of(uuid, number));
+    Ok(users.iter().enumerate().map(mac).map(|mac| NetworkSpec { mac }).collect())
+}
+
+/// The networks of a saved machine's cards.
+fn saved_networks(spec: &MachineSpec, options: &[NetOption]) -> anyhow::Result<Vec<UserOption>> {
+    let wanted = spec.networks.len();
+    if options.is_empty() {
+        return Ok(vec![UserOption::default(); wanted]);
+    }
+    let users = networks_of(options, false)?;
+    if users.len() != wanted {
+        bail!(
+            "the saved machine has {wanted} network cards, and {} networks were given with --net",
+            users.len()
+        );
+    }
+    if users.iter().any(|user| user.mac.is_some()) {
+        bail!("the network cards of a saved machine keep their addresses; leave mac= out");
+    }
+    Ok(users)
 }
 
 fn disk_spec(option: &DiskOption) -> DiskSpec {

@@ -16,10 +16,11 @@ use umbra_engine::{Engine, EngineError};
 use umbra_engine_kvm::KvmEngine;
 use umbra_engine_soft::SoftEngine;
 use umbra_machine::{BootFiles, Event, Machine, MachineError, MachineSpec, Parts, SavedMachine};
+use umbra_net::user::UserControl;
 
 use crate::console::Output;
-use crate::disk;
 use crate::protocol::{Answer, DiskFile, Ending, Link, Message, Order, Request, Start};
+use crate::{disk, net};
 
 /// Bytes that wait for the guest's serial line.
 const INPUT_CHUNK: usize = 4096;
@@ -61,6 +62,8 @@ struct Life {
     files: Option<BootFiles>,
     no_reboot: bool,
     link: Arc<Link>,
+    /// Its networks.
+    controls: Vec<UserControl>,
     /// What is told when the processors run for the first time.
     first: Mutex<Option<Message>>,
 }
@@ -88,18 +91,28 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     // Huge pages are worth more under KVM than a descriptor that nobody shares yet.
     let shared_memory = !start.kvm;
     let output = Output::start(console.try_clone()?)?;
+    // A saved machine's cards are told by the specification that the file has.
+    let (saved, saved_spec) = match saved {
+        Some(file) => {
+            let (saved, spec) = open_saved(file, &start.disks)?;
+            (Some(saved), Some(spec))
+        }
+        None => (None, None),
+    };
+    let spec =
+        start.spec.or(saved_spec).ok_or_else(|| anyhow::anyhow!("the broker sent no specification"))?;
+    let (networks, controls) = net::open::make(&start.networks, &spec.networks, &mut descriptors)?;
     let parts = Parts {
         engine,
         shared_memory,
         console: output.console(),
         events,
         disks: disk::open::disks(link, &start.disks)?,
-        networks: Vec::new(),
+        networks,
     };
     let machine = match saved {
-        Some(file) => restore(file, parts, &start.disks)?,
+        Some(saved) => saved.restore(spec, parts)?,
         None => {
-            let spec = start.spec.ok_or_else(|| anyhow::anyhow!("the broker sent no specification"))?;
             let machine = Machine::new(spec, parts)?;
             machine.boot(files.as_ref().ok_or_else(|| anyhow::anyhow!("the broker sent no kernel"))?)?;
             machine
@@ -108,11 +121,12 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     link.send(&Message::Created(machine.spec().clone()), &[])?;
     let first = if start.saved { Message::Restored } else { Message::Booted };
     let first = Mutex::new(Some(first));
-    let life = Arc::new(Life { machine, files, no_reboot: start.no_reboot, link: link.clone(), first });
+    let (no_reboot, link) = (start.no_reboot, link.clone());
+    let life = Arc::new(Life { machine, files, no_reboot, link: link.clone(), controls, first });
     if !start.paused {
         life.resume()?;
     }
-    let wakes = gather(link, machine_events)?;
+    let wakes = gather(&link, machine_events)?;
     feed_console(life.clone(), console)?;
     let mut ending = life.run(&wakes)?;
     if let Err(error) = life.machine.close_disks() {
@@ -136,13 +150,16 @@ fn soft_engine(start: &Start) -> Result<SoftEngine, EngineError> {
     Ok(engine)
 }
 
-fn restore(file: File, parts: Parts, disks: &[DiskFile]) -> Result<Machine, MachineError> {
+fn open_saved(
+    file: File,
+    disks: &[DiskFile],
+) -> Result<(SavedMachine<BufReader<File>>, MachineSpec), MachineError> {
     let saved = SavedMachine::open(BufReader::with_capacity(1 << 20, file))?;
     let mut spec: MachineSpec = serde_json::from_slice(saved.spec_json())
         .map_err(|e| MachineError::Spec(format!("the saved specification cannot be read: {e}")))?;
     // Their images may have other names by now.
     spec.disks.iter_mut().zip(disks).for_each(|(disk, file)| disk.file.clone_from(&file.name));
-    saved.restore(spec, parts)
+    Ok((saved, spec))
 }
 
 /// Everything that wakes the main loop, in one queue.
@@ -233,6 +250,8 @@ impl Life {
         let was_running = self.machine.is_running();
         self.machine.pause()?;
         self.machine.reset(files)?;
+        // The guest that starts knows no connection of the one before.
+        self.controls.iter().try_for_each(UserControl::restart)?;
         if was_running {
             self.machine.resume()?;
         }

@@ -78,6 +78,8 @@ pub struct User {
     router: Router,
     commands: Commands,
     buffer: Vec<u8>,
+    /// Ports that were given before there was a poller.
+    early: Vec<Listening>,
     /// Connections had the last turn.
     tcp_last: bool,
 }
@@ -101,9 +103,15 @@ impl User {
             router: Router::default(),
             commands,
             buffer: Vec::new(),
+            early: Vec::new(),
             tcp_last: false,
         };
         Ok((user, control))
+    }
+
+    /// Lets a port of the host lead to the guest from the start. What is wrong with it shows when the network is attached.
+    pub fn add_forward(&mut self, listening: Listening) {
+        self.early.push(listening);
     }
 
     fn status(&self) -> UserStatus {
@@ -243,7 +251,11 @@ fn is_for_many(address: IpAddr) -> bool {
 impl Backend for User {
     fn attach(&mut self, poller: &Poller) -> io::Result<()> {
         self.net.attach(poller);
-        poller.add(self.commands.wake(), Owner::Commands as u64)
+        poller.add(self.commands.wake(), Owner::Commands as u64)?;
+        for listening in std::mem::take(&mut self.early) {
+            self.forwards.add(&self.net, listening).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     fn offloads(&self) -> Offloads {

@@ -23,8 +23,11 @@ pub struct DiskOption {
     pub serial: String,
 }
 
-/// `on` or `off`.
-fn parse_switch(name: &str, value: &str) -> Result<bool, String> {
+/// Reads `on` or `off`.
+///
+/// # Errors
+/// It is neither.
+pub fn parse_switch(name: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),
@@ -33,7 +36,7 @@ fn parse_switch(name: &str, value: &str) -> Result<bool, String> {
 }
 
 /// Splits at commas; two commas are one of the text.
-fn split(text: &str) -> Vec<String> {
+pub fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
