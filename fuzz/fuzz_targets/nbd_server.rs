@@ -17,7 +17,13 @@ fn server(storage: &Arc<MemoryStorage>, read_only: bool) -> Server {
     storage.write_at(0x1000, &[7; 0x8000]).expect("memory is written");
     let raw = Raw::over(storage.clone()).expect("memory has a length");
     let disk = Disk::over(Node::new(Box::new(raw), "raw", NodeSpec::new("memory", Some("raw")), None));
-    let export = Export { name: "e".into(), description: "a disk".into(), disk: Arc::new(disk), read_only };
+    let export = Export {
+        name: "e".into(),
+        description: "a disk".into(),
+        disk: Arc::new(disk),
+        read_only,
+        bitmaps: Vec::new(),
+    };
     Server::new(vec![export], None).expect("an export")
 }
 

@@ -363,7 +363,6 @@ fn an_image_outlives_a_mistake_in_its_successor_s_options() {
         "convert -f raw -O vmdk -o subformat=none source old",
         "convert -f raw -O qcow2 -B nowhere -F qcow2 source old",
         "dd -f raw -O nothing if=source of=old",
-        "convert -f raw -O qcow2 -o size=1k source old",
     ] {
         let words: Vec<&str> = words.split(' ').collect();
         let done = ours.run(&words);

@@ -113,7 +113,9 @@ fn a_persistent_server_ends_when_it_is_asked_to() {
     tool.write("source", &pattern(3 << 20));
     tool.write("zero", &[0; 2 << 20]);
     tool.succeed(&["convert", "-f", "raw", "-O", "qcow2", "source", "image"]);
-    let words = ["--json", "-t", "-k", "s", "-p", "0", "one=image", "two=zero"];
+    // A disk that is only guessed to be raw would not become a qcow2 image.
+    let raw = "two=json:{'driver':'raw','file.filename':'zero'}";
+    let words = ["--json", "-t", "-k", "s", "-p", "0", "one=image", raw];
     let mut serving = Serving::start(&tool, &words);
     assert_eq!(serving.first, "{\n");
     // The rest of the JSON was printed with it.

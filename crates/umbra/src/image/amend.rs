@@ -1,6 +1,6 @@
 //! `amend`: change options of an image.
 
-use umbra_block::{BackingRef, Disk, Error, FormatDriver, Options, Preallocation, Task};
+use umbra_block::{Disk, Error, FormatDriver, Options, Preallocation, Task};
 
 use super::failure::{Failure, Outcome};
 use super::getopt::Parsed;
@@ -19,7 +19,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         if !driver.create_options().iter().any(|option| option.amendable) {
             return Err(no_amendment(format));
         }
-        print(&target::option_help(&**driver, true));
+        print(&target::option_help(&**driver, true, false));
         return Ok(0);
     }
     let name = tool.one_name(parsed)?;
@@ -30,22 +30,39 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         return Err(no_amendment(&format));
     }
     if texts.iter().any(|text| keyval::asks_for_help(text)) {
-        print(&target::option_help(&**driver, true));
+        print(&target::option_help(&**driver, true, false));
         return Ok(0);
     }
-    let mut options = keyval::options(&texts.join(",")).map_err(Failure::new)?;
+    let mut options = keyval::of_all(&texts).map_err(Failure::new)?;
     check_names(&**driver, &options)?;
     if parsed.has("dry-run") {
         let list: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
         print(&format!("would change '{name}': {}\n", list.join(" ")));
         return Ok(0);
     }
-    if parsed.has("force") {
-        options.set("force", "on");
+    // Whether the last key may go is asked for key slots only.
+    let luks = if format == "luks" { "" } else { "encrypt." };
+    if parsed.has("force") && options.get(&format!("{luks}state")).is_some() {
+        options.set(format!("{luks}force"), "on");
     }
+    refuse_backing(&disk, &options)?;
     tool.progress(parsed).run(|task| change(&disk, options, task))?;
     disk.close()?;
     Ok(0)
+}
+
+/// Another backing file is `rebase`'s affair.
+fn refuse_backing(disk: &Disk, options: &Options) -> Outcome<()> {
+    let old = disk.node().format().backing().unwrap_or_default();
+    let format = old.format.unwrap_or_default();
+    for (option, is, what) in [("backing_file", &old.name, "file"), ("backing_fmt", &format, "format")] {
+        if options.get(option).is_some_and(|wanted| wanted != is || is.is_empty()) {
+            return Err(Failure::new(format!(
+                "Cannot amend the backing {what}\nYou can use 'qemu-img rebase' instead."
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Whether each can be changed.
@@ -69,20 +86,15 @@ fn check_names(driver: &dyn FormatDriver, options: &Options) -> Outcome<()> {
 fn change(disk: &Disk, mut options: Options, task: &Task<'_>) -> Outcome<()> {
     let new_size = options.take("size").map(|text| size::parse(&text)).transpose();
     let new_size = new_size.map_err(|_| target::wrong_size("size"))?;
-    let (backing, backing_format) = (options.take("backing_file"), options.take("backing_fmt"));
+    // They are what they were.
+    options.take("backing_file");
+    options.take("backing_fmt");
     let read_only = || Error::ReadOnly("amend".into());
-    if backing.is_some() || backing_format.is_some() {
-        let old = disk.node().format().backing().unwrap_or_default();
-        let name = backing.unwrap_or(old.name);
-        let new = BackingRef { name, format: backing_format.or(old.format) };
-        let new = (!new.name.is_empty()).then_some(new);
-        disk.drained(|node| node.format().write().ok_or_else(read_only)?.set_backing(new.as_ref()))?;
-    }
     if !options.is_empty() {
         disk.drained(|node| node.format().write().ok_or_else(read_only)?.amend(&options, task))?;
     }
     if let Some(size) = new_size {
-        disk.resize(size, Preallocation::Off, false, task)?;
+        disk.resize(size, Preallocation::Off, true, task)?;
     }
     Ok(())
 }

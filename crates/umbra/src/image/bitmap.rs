@@ -1,6 +1,6 @@
 //! `bitmap`: persistent dirty bitmaps.
 
-use umbra_block::{Bitmaps, Disk, Error};
+use umbra_block::{BackingSpec, Bitmaps, Disk, Error, NodeSpec};
 
 use super::failure::{Doing, Failure, Outcome, told};
 use super::getopt::Parsed;
@@ -40,17 +40,18 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     if parsed.has("source-file") && !parsed.has("merge") {
         return Err(Failure::new("Merge bitmap source file only supported with --merge"));
     }
+    if parsed.has("source-format") && !parsed.has("source-file") {
+        return Err(Failure::new("-F only supported with -b"));
+    }
     let disk = tool.open(&Want::new(parsed, file)?.writable())?;
     let source = match parsed.last("source-file") {
         None => None,
         Some(name) => {
-            let want = Want {
-                name,
-                format: parsed.last("source-format"),
-                image_opts: false,
-                ..Want::new(parsed, name)?
-            };
-            Some(tool.open(&want)?)
+            let want = Want::plain(name, parsed.last("source-format"));
+            // What lies below it has nothing to do with its bitmaps, and may be the image that is changed.
+            let spec = NodeSpec { backing: BackingSpec::None, ..tool.spec(&want)? };
+            let opened = tool.open_spec(&spec, want.cache);
+            Some(opened.doing(|| format!("Could not open '{name}'"))?)
         }
     };
     // A bitmap that is added disabled is never seen enabled.
@@ -95,6 +96,9 @@ fn change(
             "disable" => bitmaps.set_enabled(bitmap, false),
             _ => {
                 let source = from.format().bitmaps().ok_or_else(none)?;
+                if !bitmaps.list()?.iter().any(|one| one.name == bitmap) {
+                    return Err(Error::NotFound { kind: "bitmap", name: bitmap.to_owned() });
+                }
                 merge(source, value, bitmaps, bitmap)
             }
         }
@@ -120,8 +124,12 @@ fn merge(source: &dyn Bitmaps, from: &str, bitmaps: &dyn Bitmaps, to: &str) -> u
 /// Copies all bitmaps of a disk to another.
 pub fn copy_all(source: &Disk, target: &Disk, skip_broken: bool) -> Outcome<()> {
     let from = source.node();
-    let missing = || Failure::new("This will not work: one of the two formats has no persistent bitmaps");
+    let missing = || Failure::new("Source lacks bitmap support");
     let from_bitmaps = from.format().bitmaps().ok_or_else(missing)?;
+    let to = target.node();
+    if to.format().bitmaps().is_none() {
+        return Err(Failure::new(format!("Format driver '{}' does not support bitmaps", to.format_name())));
+    }
     let list = from_bitmaps.list()?;
     for bitmap in &list {
         if bitmap.in_use {

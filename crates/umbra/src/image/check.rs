@@ -5,7 +5,7 @@ use umbra_block::{CheckReport, Disk, Error, Finding, Repair};
 use super::failure::{Failure, Outcome};
 use super::getopt::Parsed;
 use super::json::{Json, Object};
-use super::open::Want;
+use super::open::{Cache, Want};
 use super::{Tool, print, tell};
 
 const UNCHECKED: u8 = 63;
@@ -25,7 +25,8 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let name = tool.one_name(parsed)?;
     let dry_run = parsed.has("dry-run");
     let writable = repair != Repair::None && !dry_run;
-    let want = Want { for_check: true, writable, ..Want::new(parsed, name)? };
+    let cache = Cache::parse(parsed.last("cache"), "source cache option")?;
+    let want = Want { for_check: true, writable, cache, ..Want::new(parsed, name)? };
     let quiet = parsed.has("quiet");
     let disk = tool.open(&want)?;
     let format = disk.node().format_name().to_owned();

@@ -51,6 +51,11 @@ fn empty(top: &Disk) -> Outcome<()> {
     }
 }
 
+fn same_file(one: &str, other: &str) -> bool {
+    let real = |name: &str| std::fs::canonicalize(name);
+    matches!((real(one), real(other)), (Ok(one), Ok(other)) if one == other)
+}
+
 /// How far below the top the base is, and what it is called.
 fn find_base(disk: &Disk, name: &str, base: Option<&str>) -> Outcome<(usize, String)> {
     let mut below = disk.backing().ok_or_else(|| Failure::new("Image does not have a backing file"))?;
@@ -58,7 +63,7 @@ fn find_base(disk: &Disk, name: &str, base: Option<&str>) -> Outcome<(usize, Str
     let path = resolve(name, base);
     for depth in 1.. {
         let node = below.node();
-        if node.name() == base || node.name() == path {
+        if node.name() == base || node.name() == path || same_file(node.name(), base) {
             return Ok((depth, node.name().to_owned()));
         }
         let Some(next) = below.backing() else { break };

@@ -41,6 +41,10 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     };
     let cache =
         Cache::parse(parsed.last("cache"), "source cache option").map_err(|e| e.with_code(CANNOT_OPEN))?;
+    if parsed.has("image-opts") && (parsed.has("a-format") || parsed.has("b-format")) {
+        let exclusive = Failure::new("--image-opts and --format are mutually exclusive");
+        return Err(exclusive.with_code(CANNOT_OPEN));
+    }
     let open = |name, format| -> Outcome<Disk> {
         let want = Want { format, cache, ..Want::new(parsed, name)? };
         tool.open(&want).map_err(|failure| failure.with_code(CANNOT_OPEN))

@@ -35,7 +35,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let texts: Vec<&str> = parsed.all("options").collect();
     let format = parsed.last("output-format").unwrap_or("raw");
     if texts.iter().any(|text| keyval::asks_for_help(text)) {
-        print(&target::option_help(&**tool.driver(format)?, false));
+        print(&target::option_help(&**tool.driver(format)?, false, !parsed.operands.is_empty()));
         return Ok(0);
     }
     let plan = plan(parsed, format)?;
@@ -98,6 +98,10 @@ fn plan<'a>(parsed: &'a Parsed, format: &'a str) -> Outcome<Plan<'a>> {
     let sparse = match parsed.last("sparse-size").map(size::parse) {
         None => SPARSE,
         Some(Ok(size)) if size.is_multiple_of(512) && size <= SPARSE_MAX => size,
+        Some(Err(size::SizeError::Malformed)) => {
+            let text = parsed.last("sparse-size").unwrap_or_default();
+            return Err(Failure::new(format!("Invalid buffer size for sparse output specified: '{text}'.")));
+        }
         Some(_) => {
             return Err(Failure::new(
                 "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 16777216. \
@@ -116,11 +120,27 @@ fn plan<'a>(parsed: &'a Parsed, format: &'a str) -> Outcome<Plan<'a>> {
         return Err(Failure::new("Use of --skip-broken-bitmaps requires --bitmaps"));
     }
     let rate = copy::rate(parsed)?;
+    for (option, letter) in [("sparse-size", "S"), ("compress", "c")] {
+        if parsed.has("copy-range-offloading") && parsed.has(option) {
+            return Err(Failure::new(format!("Cannot enable copy offloading when -{letter} is used")));
+        }
+    }
+    if !create && parsed.has("options") {
+        return Err(Failure::new("-o has no effect when skipping image creation"));
+    }
+    if parsed.has("target-image-opts") && parsed.has("output-format") {
+        return Err(Failure::new("--image-opts and --format are mutually exclusive"));
+    }
     let [sources @ .., target] = parsed.operands.as_slice() else {
         return Err(Failure::new("Must specify image file name"));
     };
     if sources.is_empty() {
         return Err(Failure::new("Must specify image file name"));
+    }
+    if sources.len() > 1 && parsed.has("backing") {
+        return Err(Failure::new(
+            "Having a backing file for the target makes no sense when concatenating multiple input images",
+        ));
     }
     Ok(Plan {
         sources,
@@ -159,12 +179,19 @@ pub fn open_snapshot(disk: &Disk, text: &str) -> Outcome<Disk> {
     let node = disk.node();
     let snapshots = node.format().snapshots();
     let snapshots = snapshots
-        .ok_or_else(|| Failure::new("Failed to load snapshot: Device does not support internal snapshots"))?;
+        .ok_or_else(|| {
+            Failure::new(format!(
+                "Failed to load snapshot: Block format '{}' used by device '' does not support temporarily loading internal snapshots",
+                node.format_name()
+            ))
+        })?;
     let mut id = text.to_owned();
     if text.starts_with("snapshot.") {
         let mut options = keyval::options(text).map_err(Failure::new)?;
         let (wanted_id, wanted_name) = (options.take("snapshot.id"), options.take("snapshot.name"));
-        options.finish()?;
+        options.finish().map_err(|error| {
+            Failure::new(format!("{error}\nqemu-img: Failed in parsing snapshot param '{text}'"))
+        })?;
         let list = snapshots.list()?;
         let found = list.iter().find(|one| {
             wanted_id.as_ref().is_none_or(|id| *id == one.id)
@@ -209,6 +236,9 @@ fn check_formats(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>) -> Outcome<bool>
         }
     }
     let backing = parsed.has("backing") || given.backing_file.is_some();
+    if backing && !target::WITH_BACKING.contains(&driver.name()) {
+        return Err(target::no_backing(driver.name()));
+    }
     let format = parsed.has("backing-format") || given.backing_fmt.is_some();
     if backing && !format {
         return Err(Failure::new("Use of backing file requires explicit backing format"));
@@ -220,18 +250,16 @@ fn planned_target(tool: &Tool, parsed: &Parsed, plan: &Plan<'_>, total: u64) -> 
     let driver = tool.driver(plan.format)?.clone();
     let texts: Vec<&str> = parsed.all("options").collect();
     let given = target::given(&*driver, &texts)?;
-    let size = given.size.unwrap_or(total);
-    if size < total {
-        return Err(Failure::new("output file is smaller than input file"));
-    }
     let backing = parsed.last("backing").map(str::to_owned).or(given.backing_file);
     let format = parsed.last("backing-format").map(str::to_owned).or(given.backing_fmt);
     Ok(Target {
         driver,
         name: plan.target.to_owned(),
-        size,
+        // The sources', whatever -o says, as with `qemu-img`.
+        size: total,
         backing: backing.map(|name| BackingRef { name, format }),
         options: given.options,
+        hints: given.hints,
     })
 }
 
@@ -250,11 +278,11 @@ fn open_target(
         // A target that was not made here is somebody's: it is made durable.
         want.cache = Cache::parse(parsed.last("target-cache"), "cache option")?;
         let disk = tool.open(&want)?;
-        if disk.size() < total {
-            return Err(Failure::new("output file is smaller than input file"));
-        }
         if plan.compress && disk.geometry().compression.is_none() {
             return Err(Failure::new("Compression not supported for this file format"));
+        }
+        if disk.size() < total {
+            return Err(Failure::new("output file is smaller than input file"));
         }
         return Ok((disk, None));
     }

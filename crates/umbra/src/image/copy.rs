@@ -8,7 +8,7 @@ use super::size;
 
 /// The rate that was asked for.
 pub fn rate(parsed: &Parsed) -> Outcome<Option<u64>> {
-    let wrong = |text| Failure::new(format!("Invalid rate specified: '{text}'."));
+    let wrong = |text| Failure::new(format!("Invalid rate limit specified: '{text}'."));
     parsed.last("rate").map(|text| size::parse(text).map_err(|_| wrong(text))).transpose()
 }
 
@@ -23,7 +23,7 @@ pub fn is_zero_when_new(disk: &Disk) -> bool {
     let is_device = node.format().storages().first().is_some_and(|storage| storage.info().fixed_len);
     match node.format_name() {
         "luks" => false,
-        "raw" => !is_device,
+        "raw" | "file" | "host_device" | "nbd" => !is_device,
         _ => true,
     }
 }

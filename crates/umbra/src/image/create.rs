@@ -14,9 +14,10 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let format = parsed.last("format").unwrap_or("raw");
     let texts: Vec<&str> = parsed.all("options").collect();
     if texts.iter().any(|text| keyval::asks_for_help(text)) {
-        print(&target::option_help(&**tool.driver(format)?, false));
+        print(&target::option_help(&**tool.driver(format)?, false, !parsed.operands.is_empty()));
         return Ok(0);
     }
+    keyval::of_all(&texts).map_err(Failure::new)?;
     let (name, size_text) = match parsed.operands.as_slice() {
         [] => return Err(Failure::usage("Expecting image file name")),
         [name] => (name, None),
@@ -55,15 +56,25 @@ fn plan(tool: &Tool, parsed: &Parsed, name: &str, size: Option<u64>) -> Outcome<
     let driver = tool.driver(format)?.clone();
     let texts: Vec<&str> = parsed.all("options").collect();
     let given = target::given(&*driver, &texts)?;
-    let once = |option: Option<&str>, other: Option<String>| match (option, other) {
-        (Some(_), Some(_)) => {
-            Err(Failure::new("A backing file or its format is given by -o and by an option of its own"))
-        }
-        (Some(option), None) => Ok(Some(option.to_owned())),
-        (None, other) => Ok(other),
-    };
-    let backing = once(parsed.last("backing"), given.backing_file)?.filter(|name| !name.is_empty());
-    let backing_format = once(parsed.last("backing-format"), given.backing_fmt)?;
+    // An option of its own counts more than one of -o.
+    let backing = parsed.last("backing").map(str::to_owned).or(given.backing_file);
+    let backing_format = parsed.last("backing-format").map(str::to_owned).or(given.backing_fmt);
+    if backing.is_some() && !target::WITH_BACKING.contains(&driver.name()) {
+        return Err(target::no_backing(driver.name()));
+    }
+    if backing.as_deref() == Some("") {
+        return Err(Failure::new("Expected backing file name, got empty string"));
+    }
+    if let Some(format) = &backing_format
+        && tool.driver(format).is_err()
+    {
+        return Err(Failure::new(match backing {
+            Some(_) if !parsed.has("backing-unsafe") => {
+                format!("Unknown driver '{format}'\nCould not open backing image.")
+            }
+            _ => format!("Invalid backing file format '{format}'"),
+        }));
+    }
     let size = match (size, given.size) {
         (Some(_), Some(_)) => return Err(Failure::new("The image size must be specified only once")),
         (size, other) => size.or(other),
@@ -80,8 +91,11 @@ fn plan(tool: &Tool, parsed: &Parsed, name: &str, size: Option<u64>) -> Outcome<
         }
     }
     let size = size.or(backing_size).ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
+    if backing.is_none() && backing_format.is_some() {
+        return Err(Failure::new("Backing format cannot be used without backing file"));
+    }
     let backing = backing.map(|name| BackingRef { name, format: backing_format });
-    Ok(Target { driver, name: name.to_owned(), size, backing, options: given.options })
+    Ok(Target { driver, name: name.to_owned(), size, backing, options: given.options, hints: given.hints })
 }
 
 fn same_file(one: &str, other: &str) -> bool {

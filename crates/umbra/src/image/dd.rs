@@ -25,7 +25,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         return Err(Failure::new("Must specify both input and output files"));
     };
     let format = parsed.last("output-format").unwrap_or("raw");
-    let driver = tool.driver(format)?.clone();
+    let driver = tool.driver(format).map_err(|_| Failure::new("Unknown file format"))?.clone();
     let disk = tool.open(&Want::new(parsed, input)?)?;
     let block = plan.block.unwrap_or(512);
     let start = plan.skip.unwrap_or(0).saturating_mul(block);
@@ -34,8 +34,14 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     }
     let rest = disk.size().saturating_sub(start);
     let len = plan.count.map_or(rest, |count| count.saturating_mul(block).min(rest));
-    let target =
-        Target { driver, name: output.clone(), size: len, backing: None, options: Default::default() };
+    let target = Target {
+        driver,
+        name: output.clone(),
+        size: len,
+        backing: None,
+        options: Default::default(),
+        hints: Default::default(),
+    };
     tool.progress(parsed).run(|task| -> Outcome<()> {
         let partial = target
             .make(tool, Cache::default(), task)

@@ -102,6 +102,9 @@ pub fn told(error: &Error) -> String {
                 "Failed to get \"{permission}\" lock\nIs another process using the image [{name}]?{holder}"
             )
         }
+        Error::NotThisFormat { format, reason, .. } if reason.is_empty() => {
+            format!("Image is not in {format} format")
+        }
         Error::NotThisFormat { format, reason, .. } => format!("Image is not in {format} format: {reason}"),
         Error::Reference { role, source, .. } => format!("Could not open {role}: {}", told(source)),
         Error::Copy { doing, at, source } => format!("error while {doing} at byte {at}: {}", told(source)),

@@ -10,7 +10,7 @@ use umbra_block::{
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::json::{Json, Object};
-use super::open::{Want, file_spec};
+use super::open::{PROTOCOLS, Want, file_spec};
 use super::{Tool, print, size, snapshot};
 
 pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
@@ -124,6 +124,13 @@ impl NodeInfo {
         }
         let allocated: Option<u64> = files.iter().map(|file| file.info.allocated).sum();
         info.actual_size = allocated;
+        // A protocol has no file below it: it is one.
+        if PROTOCOLS.contains(&info.format.as_str()) {
+            files.clear();
+            if info.format != "nbd" {
+                info.specific_type = "file".into();
+            }
+        }
         let backing_path = info.backing.as_ref().map(|backing| resolve(node.name(), &backing.name));
         Ok(NodeInfo { info, backing_path, files })
     }
@@ -140,7 +147,11 @@ impl NodeInfo {
             Object::default().with("type", info.specific_type.as_str()).with("data", data)
         });
         let backing = info.backing.as_ref();
-        let knows_dirty = info.format != "raw" || self.files.iter().all(|file| file.protocol() != "nbd");
+        let knows_dirty = match info.format.as_str() {
+            "nbd" => false,
+            "raw" => self.files.iter().all(|file| file.protocol() != "nbd"),
+            _ => true,
+        };
         Object::default()
             .with("children", children)
             .with_some("snapshots", (!snapshots.is_empty()).then_some(snapshots))

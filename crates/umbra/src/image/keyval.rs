@@ -6,7 +6,7 @@ use umbra_block::Options;
 /// Nesting of JSON that names an image: each level is a node of its chain.
 const DEPTH_MAX: usize = 64;
 
-/// Reads options in their order. A key without value is `on`.
+/// Reads options in their order. A key without value is `on`, and `off` where it begins with `no`.
 pub fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut list = Vec::new();
     let mut rest = text;
@@ -25,7 +25,11 @@ fn first(text: &str) -> (String, String, &str) {
     let end = text.find([',', '=']).unwrap_or(text.len());
     let key = text[..end].to_owned();
     let Some(mut rest) = text[end..].strip_prefix('=') else {
-        return (key, "on".to_owned(), text.get(end + 1..).unwrap_or_default());
+        let rest = text.get(end + 1..).unwrap_or_default();
+        return match key.strip_prefix("no").filter(|name| !name.is_empty()) {
+            Some(name) => (name.to_owned(), "off".to_owned(), rest),
+            None => (key, "on".to_owned(), rest),
+        };
     };
     let mut value = String::new();
     loop {
@@ -50,6 +54,14 @@ pub fn options(text: &str) -> Result<Options, String> {
     Ok(pairs(text)?.into_iter().collect())
 }
 
+/// Reads the values of all `-o`, which add up.
+pub fn of_all(texts: &[&str]) -> Result<Options, String> {
+    match texts.iter().find(|text| text.is_empty() || text.starts_with(',') || text.ends_with(',')) {
+        Some(text) => Err(format!("Invalid option list: {text}")),
+        None => options(&texts.join(",")),
+    }
+}
+
 /// Whether the user asks which options there are.
 pub fn asks_for_help(text: &str) -> bool {
     pairs(text).is_ok_and(|list| list.iter().any(|(key, _)| key == "help" || key == "?"))
@@ -57,7 +69,7 @@ pub fn asks_for_help(text: &str) -> bool {
 
 /// A JSON object as options: members of members get dotted names.
 pub fn flatten(value: &Value) -> Result<Options, String> {
-    let Value::Object(members) = value else { return Err("the JSON is no object".to_owned()) };
+    let Value::Object(members) = value else { return Err("Invalid JSON object given".to_owned()) };
     let mut flat = Options::new();
     for (name, value) in members {
         put(&mut flat, name.clone(), value, 0)?;

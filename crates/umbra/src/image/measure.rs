@@ -49,9 +49,15 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         None => (size.unwrap_or(0), 0),
     };
     let options = CreateOptions { size: given.size.unwrap_or(total), backing: None, options: given.options };
+    if driver.name() == "luks" && options.options.get("key-secret").is_none() {
+        return Err(Failure::new("Parameter 'key-secret' is required for cipher"));
+    }
+    let below = given.backing_file.is_some();
     let Some((required, full)) = driver.measure(&options, data)? else {
         return Err(Failure::new(format!("Block driver '{format}' does not support size measurement")));
     };
+    // What a backing file would spare is not known here.
+    let required = if below { full } else { required };
     let bitmaps =
         disk.as_ref().filter(|_| format == "qcow2").map(|disk| bitmaps_of(disk, cluster)).transpose()?;
     report(json, required, full, bitmaps.flatten());

@@ -27,6 +27,7 @@ mod options;
 mod overlay;
 mod partial;
 mod progress;
+mod protocol;
 mod rebase;
 mod resize;
 mod secret;
@@ -92,6 +93,7 @@ pub fn main(qemu: bool, words: Vec<OsString>) -> ExitCode {
 fn registry() -> Registry {
     let mut registry = Registry::builtin();
     umbra_block_formats::register(&mut registry);
+    protocol::register(&mut registry);
     registry
 }
 

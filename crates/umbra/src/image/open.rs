@@ -124,7 +124,7 @@ impl Tool {
         }
         if want.share {
             if want.writable {
-                return Err(Failure::new("--force-share (-U) is for images that are only read"));
+                return Err(Failure::new("force-share=on can only be used with read-only images"));
             }
             spec.lock = LockMode::None;
         }
@@ -139,14 +139,7 @@ impl Tool {
     pub fn open(&self, want: &Want<'_>) -> Outcome<Disk> {
         let spec = self.spec(want)?;
         let disk = self.open_spec(&spec, want.cache).doing(|| format!("Could not open '{}'", want.name))?;
-        let guessed = spec.format.is_none() && !want.image_opts && !want.name.starts_with("json:");
-        if want.writable && guessed && disk.node().format_name() == "raw" {
-            let name = want.name;
-            tell(&format!(
-                "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
-                 Specify the 'raw' format explicitly (-f raw) to be sure that it is not taken for something else."
-            ));
-        }
+        warn_of_guess(want, &spec, &disk);
         Ok(disk)
     }
 
@@ -169,6 +162,19 @@ impl Tool {
             environment.opener = Arc::new(Unflushed(environment.opener));
         }
         environment
+    }
+}
+
+/// Says that an image which is written was guessed to be raw.
+pub fn warn_of_guess(want: &Want<'_>, spec: &NodeSpec, disk: &Disk) {
+    let guessed = spec.format.is_none() && !want.image_opts && !want.name.starts_with("json:");
+    if want.writable && guessed && disk.node().format_name() == "raw" {
+        let name = want.name;
+        tell(&format!(
+            "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions."
+        ));
     }
 }
 
@@ -200,7 +206,7 @@ fn policy(options: &Options) -> Outcome<(Discard, DetectZeroes)> {
     let discard = match options.get("discard") {
         None | Some("unmap" | "on") => Discard::Unmap,
         Some("ignore" | "off") => Discard::Ignore,
-        Some(other) => return Err(wrong("discard", other)),
+        Some(_) => return Err(Failure::new("Invalid discard option")),
     };
     let detect = match options.get("detect-zeroes") {
         None | Some("off") => DetectZeroes::Off,
@@ -229,7 +235,7 @@ pub fn file_spec(name: &str) -> FileSpec {
 }
 
 /// Drivers that are files and no formats.
-const PROTOCOLS: [&str; 3] = ["file", "host_device", "nbd"];
+pub const PROTOCOLS: [&str; 3] = ["file", "host_device", "nbd"];
 
 /// A node from its options.
 pub fn from_options(mut options: Options) -> Outcome<NodeSpec> {
@@ -241,8 +247,8 @@ pub fn from_options(mut options: Options) -> Outcome<NodeSpec> {
     let mut file = options.take_prefixed("file.");
     let format = if is_protocol {
         file = std::mem::take(&mut options);
-        file.set("driver", driver.unwrap_or_default());
-        Some("raw".to_owned())
+        file.set("driver", driver.as_deref().unwrap_or_default());
+        driver
     } else {
         driver
     };
@@ -264,7 +270,14 @@ pub fn from_options(mut options: Options) -> Outcome<NodeSpec> {
         spec.lock = LockMode::None;
     }
     options.take_bool("read-only")?;
-    policy(&options)?;
+    let policy = policy(&options)?;
+    if policy == (Discard::Ignore, DetectZeroes::Unmap)
+        || options.get("discard").is_none() && policy.1 == DetectZeroes::Unmap
+    {
+        return Err(Failure::new(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+        ));
+    }
     spec.options = options;
     Ok(spec)
 }
@@ -288,10 +301,18 @@ fn file_of(mut file: Options, spec: &mut NodeSpec) -> Outcome<FileSpec> {
                 let driver = driver.as_deref().unwrap_or("file");
                 Failure::new(format!("The '{driver}' block driver requires a file name"))
             })?;
-            if matches!(file.take("locking").as_deref(), Some("off")) {
-                spec.lock = LockMode::None;
+            let invalid = |value: &str| Failure::new(format!("invalid parameter value: {value}"));
+            match file.take("locking").as_deref() {
+                None | Some("on" | "auto") => {}
+                Some("off") => spec.lock = LockMode::None,
+                Some(other) => return Err(invalid(other)),
             }
-            for ignored in ["aio", "node-name", "discard", "read-only", "auto-read-only", "cache.no-flush"] {
+            match file.take("aio").as_deref() {
+                // How requests reach the host is chosen by what the host can do.
+                None | Some("threads" | "native" | "io_uring") => {}
+                Some(other) => return Err(invalid(other)),
+            }
+            for ignored in ["node-name", "discard", "read-only", "auto-read-only", "cache.no-flush"] {
                 file.take(ignored);
             }
             spec.direct |= file.take_bool("cache.direct")?.unwrap_or(false);

@@ -29,7 +29,7 @@ fn a_node_is_made_of_its_options() {
     assert_eq!((spec.format.as_deref(), spec.file.name.as_str()), (Some("qcow2"), "a,b"));
     assert_eq!(spec.options.get("encrypt.key-secret"), Some("s0"));
     let spec = from_options(keyval::options("driver=file,filename=a").unwrap()).unwrap();
-    assert_eq!((spec.format.as_deref(), spec.file.name.as_str()), (Some("raw"), "a"));
+    assert_eq!((spec.format.as_deref(), spec.file.name.as_str()), (Some("file"), "a"));
 }
 
 #[test]

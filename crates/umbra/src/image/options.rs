@@ -298,6 +298,7 @@ const SERVE: &[Opt] = &[
     ),
     Opt::value('p', "port", "PORT", "listen on this TCP port; 10809 where it is not given, 0 for a free one"),
     Opt::value('x', "export-name", "NAME", "the name that clients ask for; empty where it is not given"),
+    Opt::value('B', "bitmap", "NAME", "let clients see this dirty bitmap, as qemu:dirty-bitmap:NAME"),
     Opt::value('D', "description", "TEXT", "what clients are told of the exports"),
     Opt::flag('r', "read-only", "let nobody write"),
     Opt::flag('s', "snapshot", "keep what is written in a temporary overlay, which is lost"),

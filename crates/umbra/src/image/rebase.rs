@@ -19,6 +19,11 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let reference = backing
         .filter(|backing| !backing.is_empty())
         .map(|backing| BackingRef { name: backing.to_owned(), format: format.map(str::to_owned) });
+    if let Some(format) = format
+        && tool.driver(format).is_err()
+    {
+        return Err(Failure::new(format!("Invalid format name: '{format}'")));
+    }
     let want = Want { share: false, ..Want::new(parsed, name)? }.writable();
     if unsafe_mode {
         return change_only(tool, parsed, &want, reference.as_ref());

@@ -50,6 +50,9 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     if new <= old && preallocation != Preallocation::Off {
         return Err(Failure::new("Preallocation can only be used for growing images"));
     }
+    if preallocation == Preallocation::Metadata && disk.node().format_name() == "raw" {
+        return Err(Failure::new("Unsupported preallocation mode: metadata"));
+    }
     if dry_run {
         let (old, new) = (size::human(old), size::human(new));
         print(&format!("would change the size of '{name}' from {old} to {new}\n"));

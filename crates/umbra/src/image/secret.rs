@@ -58,6 +58,7 @@ impl Given {
             return Err(Failure::new(format!("Parameter 'qom-type' does not accept value '{kind}'")));
         }
         let id = options.take("id").ok_or_else(|| Failure::new("Parameter 'id' is missing"))?;
+        check_id(&id)?;
         let is_base64 = match options.take("format").as_deref() {
             None | Some("raw") => false,
             Some("base64") => true,
@@ -97,6 +98,17 @@ impl Given {
         let key = secrets.get(keyid)?;
         let vector = self.vector.ok_or_else(|| Failure::new("IV is required to decrypt secret"))?;
         Ok(open_secret(key, &base64(vector.as_bytes())?, &bytes)?)
+    }
+}
+
+/// What every object's name is made of.
+pub fn check_id(id: &str) -> Outcome<()> {
+    let fits = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
+    match id.starts_with(|letter: char| letter.is_ascii_alphabetic()) && id.chars().all(fits) {
+        true => Ok(()),
+        false => Err(Failure::new(
+            "Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+        )),
     }
 }
 

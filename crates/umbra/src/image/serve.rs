@@ -15,7 +15,7 @@ use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::json::{Json, Object};
 use super::open::{Cache, Want};
-use super::{Tool, overlay, print, size};
+use super::{Tool, open, overlay, print, size};
 
 /// Clients at once, where nobody says otherwise.
 const CLIENTS: usize = 16;
@@ -146,17 +146,39 @@ fn open_all(tool: &Tool, parsed: &Parsed, named: &[Named<'_>]) -> Outcome<Vec<Ex
                 for (name, value) in policy.iter() {
                     spec.options.set(name, value);
                 }
-                tool.open_spec(&spec, cache).doing(|| format!("Could not open '{image}'"))?
+                let disk = tool.open_spec(&spec, cache).doing(|| format!("Could not open '{image}'"))?;
+                open::warn_of_guess(&want, &spec, &disk);
+                disk
             }
         };
-        exports.push(Export {
+        let bitmaps = parsed.all("bitmap").map(str::to_owned).collect();
+        let export = Export {
             name: name.clone(),
             description: parsed.last("description").unwrap_or_default().to_owned(),
             disk: Arc::new(disk),
             read_only,
-        });
+            bitmaps,
+        };
+        check_bitmaps(&export)?;
+        exports.push(export);
     }
     Ok(exports)
+}
+
+/// Bitmaps that clients shall see are there, are whole, and stay as they are where nobody may write.
+fn check_bitmaps(export: &Export) -> Outcome<()> {
+    for name in &export.bitmaps {
+        let Some((_, bitmap)) = export.bitmap(name)? else {
+            return Err(Failure::new(format!("Bitmap '{name}' is not found")));
+        };
+        if bitmap.in_use {
+            return Err(Failure::new(format!("Bitmap '{name}' is inconsistent and cannot be used")));
+        }
+        if export.read_only && bitmap.auto {
+            return Err(Failure::new(format!("Enabled bitmap '{name}' incompatible with readonly export")));
+        }
+    }
+    Ok(())
 }
 
 fn listen(parsed: &Parsed) -> Outcome<Vec<Listener>> {

@@ -37,13 +37,14 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     if parsed.has("dry-run") {
         return dry_run(tool, &want, action, snapshot);
     }
+    let as_qemu = tool.program == super::QEMU_NAME;
     let disk = tool.open(&want.writable())?;
     let done = match action {
         "create" => {
-            let name = if snapshot.is_empty() { dated_name() } else { snapshot.to_owned() };
+            let name = if snapshot.is_empty() && !as_qemu { dated_name() } else { snapshot.to_owned() };
             // Two of one name could be told apart only by their numbers; scripts that were written for `qemu-img`
             // may make them all the same.
-            if tool.program != super::QEMU_NAME && disk.snapshots()?.iter().any(|other| other.name == name) {
+            if !as_qemu && disk.snapshots()?.iter().any(|other| other.name == name) {
                 return Err(Failure::new(format!(
                     "there is a snapshot '{name}' already; delete it with -d, or take another name (\"\" makes one of the date)"
                 )));
@@ -51,6 +52,8 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
             disk.snapshot_create(&new_snapshot(name)).map(|_| ())
         }
         "apply" => disk.snapshot_apply(SnapshotTarget::Either(snapshot)),
+        // To delete, `qemu-img` takes the name only: what is a number to somebody may be another's name.
+        _ if as_qemu => disk.snapshot_delete(SnapshotTarget::Name(snapshot)),
         _ => disk.snapshot_delete(SnapshotTarget::Either(snapshot)),
     };
     done.map_err(|error| failed(action, snapshot, &error))?;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use umbra_block::{
-    BackingRef, CreateOptions, Environment, Error, FormatDriver, OptionKind, Options, Preallocation,
-    Result as BlockResult, Task,
+    BackingRef, CreateOptions, Environment, Error, FormatDriver, OptionKind, OptionSpec, Options,
+    Preallocation, Result as BlockResult, Task,
 };
 
 use super::failure::{Failure, Outcome, told};
@@ -13,7 +14,7 @@ use super::partial::Partial;
 use super::{Tool, keyval, size};
 
 /// Formats whose images can have a backing file.
-const WITH_BACKING: [&str; 2] = ["qcow2", "vmdk"];
+pub const WITH_BACKING: [&str; 2] = ["qcow2", "vmdk"];
 
 /// Options whose defaults are not told of when an image is made.
 const SILENT: [&str; 2] = ["preallocation", "compat"];
@@ -22,7 +23,7 @@ const SILENT: [&str; 2] = ["preallocation", "compat"];
 const AMEND_ONLY: [&str; 4] = ["keyslot", "new-secret", "old-secret", "state"];
 
 /// The order in which options are told of when an image is made.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 24] = [
     "encryption",
     "encrypt.format",
     "encrypt.key-secret",
@@ -40,7 +41,29 @@ const ORDER: [&str; 17] = [
     "compat",
     "backing_file",
     "key-secret",
+    "cipher-alg",
+    "cipher-mode",
+    "ivgen-alg",
+    "ivgen-hash-alg",
+    "hash-alg",
+    "iter-time",
+    "detached-header",
 ];
+
+/// Options of every file: hints to the host's file system about a new one.
+const HINTS: [OptionSpec; 2] = [
+    OptionSpec::new(
+        "extent_size_hint",
+        OptionKind::Size,
+        "Extent size hint for the image file, 0 to disable",
+        None,
+    ),
+    OptionSpec::new(NOCOW, OptionKind::Bool, "Turn off copy-on-write (valid only on btrfs)", None),
+];
+const NOCOW: &str = "nocow";
+
+/// Formats whose option `preallocation` is the file's, and told of as such.
+const PREALLOCATED_BY_FILE: [&str; 3] = ["raw", "luks", "file"];
 
 /// An image to make.
 #[derive(Debug, Clone)]
@@ -55,6 +78,8 @@ pub struct Target {
     pub backing: Option<BackingRef>,
     /// Options of the format.
     pub options: Options,
+    /// Hints to the file system.
+    pub hints: Options,
 }
 
 /// Options of a new image, with those taken out that every format has.
@@ -68,11 +93,13 @@ pub struct Given {
     pub backing_fmt: Option<String>,
     /// The format's own.
     pub options: Options,
+    /// The file's.
+    pub hints: Options,
 }
 
 /// Reads the values of all `-o`, which add up.
 pub fn given(driver: &dyn FormatDriver, texts: &[&str]) -> Outcome<Given> {
-    let mut options = keyval::options(&texts.join(",")).map_err(Failure::new)?;
+    let mut options = keyval::of_all(texts).map_err(Failure::new)?;
     let mut given = Given::default();
     if let Some(text) = options.take("size") {
         given.size = Some(size::parse(&text).map_err(|_| wrong_size("size"))?);
@@ -82,7 +109,7 @@ pub fn given(driver: &dyn FormatDriver, texts: &[&str]) -> Outcome<Given> {
         given.backing_fmt = options.take("backing_fmt");
     }
     for (name, value) in options.iter() {
-        let spec = driver.create_options().iter().find(|spec| spec.name == name);
+        let spec = driver.create_options().iter().chain(&HINTS).find(|spec| spec.name == name);
         let spec = spec.ok_or_else(|| Failure::new(format!("Invalid parameter '{name}'")))?;
         match spec.kind {
             OptionKind::Size if size::parse(value).is_err() => return Err(wrong_size(name)),
@@ -95,6 +122,11 @@ pub fn given(driver: &dyn FormatDriver, texts: &[&str]) -> Outcome<Given> {
             _ => {}
         }
     }
+    for hint in HINTS {
+        if let Some(value) = options.take(hint.name) {
+            given.hints.set(hint.name, value);
+        }
+    }
     given.options = options;
     Ok(given)
 }
@@ -105,6 +137,11 @@ impl Tool {
         let driver = self.environment.registry.get(format);
         driver.map_err(|_| Failure::new(format!("Unknown file format '{format}'")))
     }
+}
+
+/// What is said where a format has no backing files.
+pub fn no_backing(format: &str) -> Failure {
+    Failure::new(format!("Backing file not supported for file format '{format}'"))
 }
 
 /// What is said of a value that is no size.
@@ -135,8 +172,16 @@ impl Target {
                 words.push((spec.name.to_owned(), value));
             }
         }
+        for (name, value) in self.hints.iter() {
+            let value = size::parse(value).map_or(value.to_owned(), |bytes| bytes.to_string());
+            words.push((name.to_owned(), value));
+        }
+        let by_file = PREALLOCATED_BY_FILE.contains(&self.driver.name());
         let rank = |name: &str| match name {
             "backing_fmt" => ORDER.len(),
+            NOCOW => ORDER.len() + 3,
+            "extent_size_hint" => ORDER.len() + 4,
+            "preallocation" if by_file => ORDER.len() + 2,
             name => ORDER.iter().position(|other| *other == name).unwrap_or(ORDER.len() + 1),
         };
         words.sort_by_key(|(name, _)| rank(name));
@@ -150,10 +195,7 @@ impl Target {
     /// Makes it. What is left when that fails is removed.
     pub fn make(&self, tool: &Tool, cache: Cache, task: &Task<'_>) -> Outcome<Partial> {
         if self.backing.is_some() && !WITH_BACKING.contains(&self.driver.name()) {
-            return Err(Failure::new(format!(
-                "Backing file not supported for file format '{}'",
-                self.driver.name()
-            )));
+            return Err(no_backing(self.driver.name()));
         }
         if let Some(mode) = self.options.get("preallocation")
             && Preallocation::parse(mode).is_err()
@@ -183,12 +225,21 @@ impl Target {
         task: &Task<'_>,
     ) -> BlockResult<()> {
         let storage = environment.opener.create(&file_spec(&self.name))?;
+        if self.hints.clone().take_bool(NOCOW)?.unwrap_or(false)
+            && let Some(handle) = storage.handle()
+            && let Ok(flags) = ioctl_getflags(handle.file)
+        {
+            // A hint: file systems that do not know it are none the worse.
+            let _ = ioctl_setflags(handle.file, flags | IFlags::NOCOW);
+        }
         self.driver.create(storage, &self.name, options, environment, task)
     }
 }
 
 /// What `-o help` prints.
-pub fn option_help(driver: &dyn FormatDriver, amend: bool) -> String {
+///
+/// Of a new image, with a file's name `with_file`, the file's own options too.
+pub fn option_help(driver: &dyn FormatDriver, amend: bool, with_file: bool) -> String {
     let mut lines: Vec<(String, &str)> = Vec::new();
     let mut put = |name: &str, kind: &str, help| lines.push((format!("{name}=<{kind}>"), help));
     match driver.name() {
@@ -215,15 +266,25 @@ pub fn option_help(driver: &dyn FormatDriver, amend: bool) -> String {
         };
         put(spec.name, kind, spec.help);
     }
+    let files_own = |line: &str| line.starts_with("preallocation=");
+    if with_file {
+        HINTS.iter().for_each(|hint| {
+            let kind = if hint.kind == OptionKind::Size { "size" } else { "bool (on/off)" };
+            lines.push((format!("{}=<{kind}>", hint.name), hint.help));
+        });
+    } else if PREALLOCATED_BY_FILE.contains(&driver.name()) {
+        lines.retain(|(line, _)| !files_own(line));
+    }
     lines.sort();
     let mut text = match amend {
+        _ if with_file => "Supported options:\n".to_owned(),
         true => format!("Amend options for '{}':\n", driver.name()),
         false => format!("Supported {} options:\n", driver.name()),
     };
     for (name, help) in lines {
         text.push_str(&format!("  {name:22} - {help}\n"));
     }
-    if !amend {
+    if !amend && !with_file {
         text.push_str("\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n");
     }
     text

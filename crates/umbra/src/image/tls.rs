@@ -36,6 +36,7 @@ pub fn split<'a>(definitions: impl Iterator<Item = &'a str>) -> Outcome<(Vec<&'a
         }
         options.take("qom-type");
         let id = options.take("id").ok_or_else(|| Failure::new("Parameter 'id' is missing"))?;
+        secret::check_id(&id)?;
         let folder = options.take("dir").ok_or_else(|| Failure::new("Parameter 'dir' is missing"))?;
         let is_server = match options.take("endpoint").as_deref() {
             None | Some("client") => false,
