@@ -10,6 +10,7 @@ mod record;
 pub mod disk;
 pub mod guest;
 pub mod nbd;
+pub mod virtio;
 
 pub use board::Board;
 pub use image::{crc32c, image_of, input_of};

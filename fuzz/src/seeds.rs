@@ -217,7 +217,9 @@ fn steps(seeds: &Seeds<'_>) {
         random ^= random << 17;
         random as u8
     };
-    for target in ["apic_page", "chipset_devices", "irqchip_devices", "pci_bus", "x86_paging"] {
+    let devices =
+        ["chipset_devices", "irqchip_devices", "pci_bus", "virtio_queue", "virtio_rng", "virtio_blk"];
+    for target in devices.into_iter().chain(["apic_page", "x86_paging"]) {
         for n in 0..6u8 {
             let bytes: Vec<u8> = (0..160).map(|_| next()).collect();
             seeds.put(target, &format!("steps-{n}"), &[&[n], &bytes]);
