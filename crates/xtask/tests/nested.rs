@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xtask::cache::{Scratch, target_folder};
+use xtask::disk_guest;
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Outcome, Paging};
 use xtask::umbra::{Umbra, last_tick, program};
@@ -85,6 +86,38 @@ fn auto_takes_kvm_where_it_works() -> Result<()> {
     ensure!(outcome.code == 0);
     let said = std::fs::read_to_string(outcome.out.join("said"))?;
     ensure!(said.to_lowercase().contains("kvm"), "{said}");
+    Ok(())
+}
+
+/// A guest under KVM makes a file system on a disk, fills it, and reads it back; the image is in order afterwards.
+#[test]
+#[ignore = "boots a nested host: cargo xtask test nested"]
+fn kvm_runs_disks() -> Result<()> {
+    let (guests, scratch) = (Guests::load()?, Scratch::new()?);
+    let mut files = Vec::new();
+    for (kernel, place) in guests.kernels().into_iter().zip(["disk-0", "disk-1"]) {
+        files.push((disk_guest::initrd(&guests, kernel, scratch.path())?, place));
+    }
+    let files: Vec<(&Path, &str)> = files.iter().map(|(path, place)| (path.as_path(), *place)).collect();
+    let case = |number: usize, series: &str, cpus: u32| {
+        format!(
+            "umbra image create -q -f qcow2 /tmp/{number}.qcow2 128M\n\
+             timeout 200 umbra run --accel kvm --cpus {cpus} --memory 256M --no-reboot --rng \
+             --disk /tmp/{number}.qcow2,serial=nested --kernel /guest/{series}/vmlinuz --initrd /disk-{number} \
+             --append 'console=ttyS0 quiet panic=-1 umbra.task=fill umbra.kib=2048'\n\
+             echo case {number} ended with $?\n\
+             umbra image check /tmp/{number}.qcow2; echo check {number} ended with $?\n"
+        )
+    };
+    let outcome = nested(Paging::Nested, &(case(0, "6.1", 1) + &case(1, "6.12", 2)), &files)?;
+    let told: Vec<&str> = outcome.lines.iter().map(|line| line.text.as_str()).collect();
+    let count = |text: &str| told.iter().filter(|line| line.contains(text)).count();
+    ensure!(count("guest: sum ") == 2, "{}", told.join("\n"));
+    ensure!(count("serial=nested") == 2, "{}", told.join("\n"));
+    for number in 0..2 {
+        ensure!(count(&format!("case {number} ended with 0")) == 1, "{}", told.join("\n"));
+        ensure!(count(&format!("check {number} ended with 0")) == 1, "{}", told.join("\n"));
+    }
     Ok(())
 }
 
