@@ -150,6 +150,14 @@ pub trait Format: Send + Sync + fmt::Debug {
     /// Metadata that cannot be read or is wrong.
     fn map(&self, offset: u64, len: u64) -> Result<Extent>;
 
+    /// A place that is kept for what `map` says is behind this node, for as far as it is one run; and that run's length.
+    ///
+    /// # Errors
+    /// As `map`.
+    fn reserved(&self, _offset: u64, len: u64) -> Result<(Option<Place>, u64)> {
+        Ok((None, len))
+    }
+
     /// What holes of the file are where `map` finds data at `offset`.
     fn holes(&self, _offset: u64) -> Holes {
         Holes::Rare

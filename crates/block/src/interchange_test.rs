@@ -359,8 +359,7 @@ fn qemu_map(features: &Features, path: &str) -> Vec<MapRow> {
                 flag("zero"),
                 flag("data"),
                 flag("compressed"),
-                // A reserved place of subclusters that are the backing file's is said by qemu only.
-                row["offset"].as_u64().filter(|_| flag("present")),
+                row["offset"].as_u64(),
             ),
         );
     }

@@ -1,7 +1,7 @@
 //! What is where: the answers of `map`, and what `convert`, `commit` and `rebase` go by.
 
 use super::Node;
-use crate::{Holes, Mapping, Result};
+use crate::{Holes, Mapping, Place, Result};
 
 /// What a run of the disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,21 +72,24 @@ impl Node {
     }
 
     fn status_behind(&self, offset: u64, len: u64) -> Result<BlockStatus> {
-        let nowhere = BlockStatus {
-            len,
-            depth: 0,
-            present: false,
-            zero: true,
-            data: false,
-            compressed: false,
-            offset: None,
+        let backing = self.backing();
+        let size = backing.as_ref().map_or(0, |backing| backing.format.geometry().size);
+        let have = size.saturating_sub(offset).min(len);
+        let Some(backing) = backing.filter(|_| have > 0) else {
+            // Nobody has it; a place may be kept for it all the same.
+            let (place, len) = self.format.reserved(offset, len)?;
+            let place = place.filter(|place| place.sector.is_none());
+            let name = |place: &Place| Ok((place.offset, self.storage(place.storage)?.info().name));
+            return Ok(BlockStatus {
+                len,
+                depth: 0,
+                present: false,
+                zero: true,
+                data: false,
+                compressed: false,
+                offset: place.as_ref().map(name).transpose()?,
+            });
         };
-        let Some(backing) = self.backing() else { return Ok(nowhere) };
-        let have = backing.format.geometry().size.saturating_sub(offset).min(len);
-        if have == 0 {
-            // Behind the end of the backing node.
-            return Ok(nowhere);
-        }
         let status = backing.block_status(offset, have)?;
         Ok(BlockStatus { depth: status.depth + 1, ..status })
     }

@@ -40,6 +40,42 @@ impl Meta {
     }
 }
 
+impl Meta {
+    /// The place that is kept for subclusters without data of their own, and how far that goes.
+    fn reserved(&mut self, offset: u64, len: u64) -> Result<(Option<u64>, u64)> {
+        let layout = self.layout;
+        let Some(table) = self.l2_table(layout.l1_index(offset))? else {
+            return Ok((None, len.min(layout.l2_span() - offset % layout.l2_span())));
+        };
+        let within = layout.in_cluster(offset);
+        let mut entries = Vec::new();
+        self.entries(
+            table,
+            layout.l2_index(offset),
+            layout.clusters(within.saturating_add(len)),
+            &mut entries,
+        )?;
+        let (per, sub) = (layout.subclusters(), layout.subcluster());
+        // The place of the first byte of the disk's cluster that holds `offset`, were all places in one row.
+        let row = |index: u64| -> Result<Option<u64>> {
+            match entries[(index / per) as usize].kind(index % per, layout)? {
+                Kind::UnallocatedAt(at) => Ok(Some(at.wrapping_sub(index / per * layout.cluster()))),
+                _ => Ok(None),
+            }
+        };
+        let start = within / sub;
+        if entries.is_empty() {
+            return Ok((None, len));
+        }
+        let first = row(start)?;
+        let mut next = start + 1;
+        while next < entries.len() as u64 * per && row(next)? == first {
+            next += 1;
+        }
+        Ok((first.map(|at| at.wrapping_add(within)), (next * sub - within).min(len)))
+    }
+}
+
 /// The run that begins `within` bytes into the first of these clusters, and its length.
 pub(super) fn run_of(entries: &[Entry], within: u64, layout: Layout) -> Result<(Run, u64)> {
     let first = entries.first().copied().unwrap_or_default();
@@ -87,6 +123,14 @@ impl Qcow2 {
     pub(super) fn place(&self, host: u64, guest: u64) -> Place {
         let sector = self.encrypted.then_some(if self.sector_by_host { host / 512 } else { guest / 512 });
         Place { storage: self.data_storage(), offset: host, sector }
+    }
+
+    pub(super) fn reserved_extent(&self, offset: u64, len: u64) -> Result<(Option<Place>, u64)> {
+        if self.layout.subclusters() == 1 || len == 0 {
+            return Ok((None, len));
+        }
+        let (place, len) = self.read_meta(|meta| meta.reserved(offset, len))?;
+        Ok((place.map(|host| self.place(host, offset)), len))
     }
 
     pub(super) fn map_extent(&self, offset: u64, len: u64) -> Result<Extent> {

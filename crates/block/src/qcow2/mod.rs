@@ -34,9 +34,9 @@ use meta::{CacheSizes, Meta};
 
 use crate::{
     Access, BackingRef, BitmapInfo, Bitmaps, CheckReport, Codec, Compression, Error, Extent, Format,
-    FormatWrite, Geometry, Holes, ImageInfo, MemoryStorage, OpenRequest, Options, Preallocation, Prepare,
-    Prepared, Referenced, Repair, Result, Secrets, SectorCipher, SnapshotInfo, SnapshotTarget, Snapshots,
-    Storage, Task, Token,
+    FormatWrite, Geometry, Holes, ImageInfo, MemoryStorage, OpenRequest, Options, Place, Preallocation,
+    Prepare, Prepared, Referenced, Repair, Result, Secrets, SectorCipher, SnapshotInfo, SnapshotTarget,
+    Snapshots, Storage, Task, Token,
 };
 
 /// Options that tune how other programs keep their caches and pass discards on; ours need none.
@@ -243,6 +243,10 @@ impl Format for Qcow2 {
 
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         self.map_extent(offset, len)
+    }
+
+    fn reserved(&self, offset: u64, len: u64) -> Result<(Option<Place>, u64)> {
+        self.reserved_extent(offset, len)
     }
 
     fn holes(&self, _offset: u64) -> Holes {
