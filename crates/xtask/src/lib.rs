@@ -15,6 +15,7 @@ pub mod guests;
 pub mod initramfs;
 pub mod lint;
 pub mod nest;
+pub mod net_guest;
 pub mod process;
 pub mod qemu_img;
 mod root;

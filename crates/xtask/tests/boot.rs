@@ -5,6 +5,8 @@
 
 #[path = "boot/disks.rs"]
 mod disks;
+#[path = "boot/networks.rs"]
+mod networks;
 
 use std::time::Duration;
 
