@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
 use super::{Aio, Disk, Queue, Request};
 use crate::interchange_test::{Folder, host_env};
 use crate::test_help::{Rng, spec};
@@ -170,4 +172,33 @@ fn what_fails_is_told() {
         assert_eq!(good, [(1, false), (2, false), (3, true)], "{aio:?}");
     }
     assert_eq!(bytes, [0; 512]);
+}
+
+/// Forbids a thread, and those that it begins, some system calls: they answer EPERM, as in containers and jails.
+fn forbid(calls: &[i64]) {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64).unwrap();
+    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+#[test]
+fn threads_do_it_where_a_sandbox_forbids_io_uring() {
+    let folder = Folder::new("queue-jailed");
+    let env = host_env();
+    let forbidden: [&[i64]; 3] =
+        [&[libc::SYS_io_uring_setup], &[libc::SYS_io_uring_register], &[libc::SYS_io_uring_enter]];
+    for (index, calls) in forbidden.into_iter().enumerate() {
+        let path = folder.path(&format!("image{index}"));
+        create(&env, "qcow2", &path, &[], None);
+        let disk = Disk::open(&env, &spec(&path)).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                forbid(calls);
+                disk.queue(Aio::Uring, 4, |queue| assert_eq!(queue.aio(), Aio::Threads, "{calls:?}"));
+                check(&disk, "jailed", Aio::Uring, 9);
+            });
+        });
+        disk.close().unwrap();
+    }
 }

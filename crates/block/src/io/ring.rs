@@ -191,7 +191,24 @@ impl<'m> Ring<'m> {
         if !wanted.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self { ring, slots: Vec::new(), free: Vec::new(), wake: Arc::new(Wake::new()?), armed: false })
+        let mut ring =
+            Self { ring, slots: Vec::new(), free: Vec::new(), wake: Arc::new(Wake::new()?), armed: false };
+        ring.try_out()?;
+        Ok(ring)
+    }
+
+    /// Hands over a request for nothing: a sandbox may let rings be made and not be used.
+    fn try_out(&mut self) -> io::Result<()> {
+        if !self.push_entry(&opcode::Nop::new().build()) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        while let Err(error) = self.ring.submit_and_wait(1) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        self.ring.completion().next();
+        Ok(())
     }
 
     /// What ends a wait from another thread.
