@@ -69,6 +69,8 @@ pub struct Address {
     pub tls: Option<TlsChoice>,
     /// For how long connecting is tried again and again.
     pub open_timeout: Duration,
+    /// For how long a connection that was lost is tried to be made anew.
+    pub reconnect_delay: Duration,
 }
 
 /// What a name begins with, and whether that is a Unix socket and encrypted.
@@ -104,7 +106,13 @@ impl Address {
 
     /// An export of a server, without encryption.
     pub fn new(endpoint: Endpoint, export: impl Into<String>) -> Self {
-        Self { endpoint, export: export.into(), tls: None, open_timeout: Duration::ZERO }
+        Self {
+            endpoint,
+            export: export.into(),
+            tls: None,
+            open_timeout: Duration::ZERO,
+            reconnect_delay: Duration::ZERO,
+        }
     }
 
     /// The same by TLS, with the authorities that the host trusts.
@@ -219,11 +227,7 @@ impl Address {
             return Err(Error::address("tls-hostname needs tls-creds"));
         }
         address.open_timeout = Duration::from_secs(number(&mut options, "open-timeout")?);
-        if number(&mut options, "reconnect-delay")? != 0 {
-            return Err(Error::address(
-                "a connection that is lost is not made again; leave reconnect-delay at 0",
-            ));
-        }
+        address.reconnect_delay = Duration::from_secs(number(&mut options, "reconnect-delay")?);
         match options.iter().next() {
             None => Ok(address),
             Some((name, _)) => {

@@ -84,7 +84,7 @@ fn options_are_read() {
         "server.type=fd,server.str=3",
         "server.type=unix,server.path=/s,server.host=h",
         "host=h,other=1",
-        "host=h,reconnect-delay=3",
+        "host=h,reconnect-delay=soon",
         "host=h,open-timeout=x",
         "host=h,tls-hostname=x",
     ] {

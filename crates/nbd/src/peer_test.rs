@@ -333,3 +333,40 @@ fn qemu_sees_the_dirty_bitmaps_of_an_export_of_ours() {
     assert_eq!(map("since monday"), [(128 << 10, 64 << 10), (512 << 10, 192 << 10)]);
     assert_eq!(map("empty"), []);
 }
+
+#[test]
+fn a_server_that_comes_back_is_used_again() {
+    let folder = Folder::new();
+    let (raw, socket) = (folder.path("raw"), folder.path("s"));
+    fs::write(&raw, vec![1; 1 << 20]).unwrap();
+    let server = Theirs::serve(&socket, &["-f", "raw", "-x", "e", &raw]);
+    let mut address = Address::from_name(&format!("nbd+unix:///e?socket={socket}")).unwrap();
+    address.reconnect_delay = Duration::from_secs(20);
+    let storage = NbdStorage::open(&address, None, false).unwrap();
+    storage.write_at(100, &[2; 5]).unwrap();
+    storage.flush().unwrap();
+    drop(server);
+    let _ = fs::remove_file(&socket);
+    std::thread::scope(|scope| {
+        let reads = scope.spawn(|| storage.read_vec(98, 5));
+        std::thread::sleep(Duration::from_millis(300));
+        let _server = Theirs::serve(&socket, &["-f", "raw", "-x", "e", &raw]);
+        assert_eq!(reads.join().unwrap().unwrap(), [1, 1, 2, 2, 2]);
+        storage.write_at(0, &[3; 4]).unwrap();
+        storage.flush().unwrap();
+    });
+    assert_eq!(fs::read(&raw).unwrap()[..5], [3, 3, 3, 3, 1]);
+    // Patience has an end, and an export of another size is not taken for this one.
+    let _ = fs::remove_file(&socket);
+    let server = Theirs::serve(&socket, &["-f", "raw", "-x", "e", &raw]);
+    let impatient = Address { reconnect_delay: Duration::from_millis(300), ..address };
+    let storage = NbdStorage::open(&impatient, None, true).unwrap();
+    drop(server);
+    let _ = fs::remove_file(&socket);
+    let began = Instant::now();
+    assert!(storage.read_vec(0, 5).is_err());
+    assert!(began.elapsed() >= Duration::from_millis(300) && began.elapsed() < Duration::from_secs(15));
+    fs::write(&raw, vec![1; 2 << 20]).unwrap();
+    let _larger = Theirs::serve(&socket, &["-f", "raw", "-x", "e", &raw]);
+    assert!(storage.read_vec(0, 5).is_err());
+}

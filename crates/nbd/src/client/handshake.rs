@@ -22,7 +22,7 @@ const REPLIES_MAX: usize = 4096;
 const BLOCK_MAX: u32 = 64 << 10;
 
 /// What the server says of an export, checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportFacts {
     /// Its size in bytes.
     pub size: u64,

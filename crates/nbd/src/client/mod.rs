@@ -2,6 +2,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod handshake;
+mod link;
 mod reply;
 mod storage;
 

@@ -16,18 +16,13 @@ use umbra_block::{
     slice_srcs,
 };
 
-use super::connection::Connection;
-use crate::address::{Address, Endpoint};
+use super::link::Link;
+use crate::address::Address;
 use crate::channel::Channel;
-use crate::socket::Socket;
 use crate::tls::TlsClient;
 use crate::wire::{Allocation, CommandFlags, PAYLOAD_MAX, Transmission, command};
 use crate::{Error, Result, lock};
 
-/// How long connecting and the handshake may take, each.
-const HANDSHAKE: Duration = Duration::from_secs(30);
-/// Between two tries to connect.
-const RETRY: Duration = Duration::from_millis(100);
 /// Bytes of one request here: several are in flight sooner than a great one is done.
 const STEP: u64 = 2 << 20;
 /// Bytes of one request without data.
@@ -39,7 +34,7 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// An export of an NBD server.
 pub struct NbdStorage {
-    connection: Connection,
+    connection: Link,
     name: String,
     read_only: bool,
     /// Requests for parts of blocks, which read and write whole ones.
@@ -63,23 +58,6 @@ impl fmt::Debug for NbdStorage {
     }
 }
 
-fn connect(address: &Address) -> Result<Socket> {
-    let began = Instant::now();
-    loop {
-        let tried = match &address.endpoint {
-            Endpoint::Unix(path) => Socket::connect_unix(path),
-            Endpoint::Tcp { host, port } => Socket::connect_tcp(host, *port, HANDSHAKE),
-        };
-        match tried {
-            Ok(socket) => return Ok(socket),
-            Err(_) if began.elapsed() < address.open_timeout => std::thread::sleep(RETRY),
-            Err(source) => {
-                return Err(Error::Connect { address: address.endpoint.to_string(), source });
-            }
-        }
-    }
-}
-
 impl NbdStorage {
     /// Connects to an export. `tls` is what its address asks for. An export that the server does not let be written is
     /// opened only with `read_only`.
@@ -89,11 +67,10 @@ impl NbdStorage {
     pub fn open(address: &Address, tls: Option<&TlsClient>, read_only: bool) -> Result<Self> {
         let tls = match (&address.tls, tls) {
             (None, _) => None,
-            (Some(_), Some(tls)) => Some((tls, address.tls_host())),
+            (Some(_), Some(tls)) => Some(tls),
             (Some(_), None) => return Err(Error::Tls(format!("no certificates are there for {address}"))),
         };
-        let channel = Channel::plain(connect(address)?);
-        Self::over_channel(channel, tls, &address.export, address.to_string(), read_only)
+        Self::over_link(Link::open(address, tls)?, address.to_string(), read_only)
     }
 
     /// An export of the server at the other end of a socket that is connected already.
@@ -101,17 +78,10 @@ impl NbdStorage {
     /// # Errors
     /// As `open`.
     pub fn over(stream: UnixStream, export: &str, name: impl Into<String>, read_only: bool) -> Result<Self> {
-        Self::over_channel(Channel::plain(stream), None, export, name.into(), read_only)
+        Self::over_link(Link::over_channel(Channel::plain(stream), export)?, name.into(), read_only)
     }
 
-    fn over_channel(
-        channel: Channel,
-        tls: Option<(&TlsClient, Option<&str>)>,
-        export: &str,
-        name: String,
-        read_only: bool,
-    ) -> Result<Self> {
-        let connection = Connection::open(channel, tls, export, Instant::now() + HANDSHAKE)?;
+    fn over_link(connection: Link, name: String, read_only: bool) -> Result<Self> {
         if !read_only && connection.facts().flags.contains(Transmission::READ_ONLY) {
             let what = "request on write denied without write permission: the server exports it read-only";
             return Err(Error::Refused { what: what.to_owned(), message: String::new() });
