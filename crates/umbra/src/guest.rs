@@ -36,6 +36,8 @@ const KERNEL: &str = "vmlinuz";
 const BUSYBOX: &str = "busybox";
 /// Folder of the kernel's modules.
 const MODULES: &str = "modules";
+/// The file beside them that says which were looked for.
+const MODULES_TAKEN: &str = "modules-taken";
 /// Names of folders that are being made begin with this.
 const UNFINISHED: &str = ".making-";
 
@@ -68,10 +70,17 @@ pub fn default_guest(quiet: bool) -> anyhow::Result<Guest> {
 /// The newest complete folder.
 fn newest(cache: &Path) -> Option<PathBuf> {
     let made = |path: &PathBuf| fs::metadata(path.join(KERNEL)).and_then(|m| m.modified()).ok();
-    let complete = |path: &PathBuf| !is_unfinished(path) && path.join(BUSYBOX).is_file();
+    // Another version of Umbra may have taken fewer modules.
+    let has_all = |path: &PathBuf| fs::read_to_string(path.join(MODULES_TAKEN)).is_ok_and(|t| t == modules());
+    let complete = |path: &PathBuf| !is_unfinished(path) && path.join(BUSYBOX).is_file() && has_all(path);
     let folders = fs::read_dir(cache).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let dated = folders.filter(complete).filter_map(|path| Some((made(&path)?, path)));
     dated.max().map(|(_, path)| path)
+}
+
+/// What [`MODULES_TAKEN`] holds.
+fn modules() -> String {
+    initrd::MODULE_NAMES.join("\n")
 }
 
 fn is_unfinished(path: &Path) -> bool {
@@ -132,6 +141,7 @@ fn make(cache: &Path, progress: &mut Progress, interrupt: &Interrupt) -> anyhow:
     fs::create_dir(&parts).map_err(|e| cannot_write(&parts, e))?;
     deb::unpack_kernel(&packed.join(&kernel.file), &parts, interrupt)?;
     deb::unpack_busybox(&packed.join(&busybox.file), &parts, interrupt)?;
+    write_synced(&parts.join(MODULES_TAKEN), &mut modules().as_bytes())?;
     initrd::of(&parts)?;
     sync_folder(&parts)?;
     let place = cache.join(format!("{}_{}", kernel.identity(), busybox.identity()));

@@ -351,7 +351,11 @@ fn debians_own_packages_make_a_guest_that_boots_and_hears_its_power_button() {
         return;
     }
     let home = Home::new();
-    let mut vm = Running::start(home.umbra(&["run", "--accel", &accel(), "--name", "web"]));
+    home.succeed(&["image", "create", "-q", "-f", "qcow2", "disk.qcow2", "64M"]);
+    let disk = ["--disk", "disk.qcow2,serial=its-own"];
+    let accel = accel();
+    let words = [&["run", "--accel", &accel, "--name", "web"][..], &disk].concat();
+    let mut vm = Running::start(home.umbra(&words));
     // Typed before anybody listens; nothing of it is lost.
     vm.send(b"echo from the shell: $((6 * 7)) $(uname -r)\n");
     vm.says("processor, ");
@@ -359,11 +363,16 @@ fn debians_own_packages_make_a_guest_that_boots_and_hears_its_power_button() {
     let shown = vm.written();
     assert!(shown.contains("under KVM, 1 processor, "), "{shown}");
     assert!(shown.contains("-cloud-amd64"), "{shown}");
+    // The disk is there when the shell is.
+    vm.send(b"cat /sys/block/vda/serial; mke2fs /dev/vda > /dev/null && mount /dev/vda /tmp && df -k /tmp | tail -n 1\n");
+    vm.says("\nits-own");
+    vm.says("/dev/vda ");
     // The power button has somebody to tell when its daemon runs.
     vm.send(b"until pidof acpid; do sleep 0.1; done > /dev/null; cat /proc/modules; echo all is there\n");
     vm.says("\nall is there");
     assert!(vm.written().contains("pvpanic_mmio "), "{}", vm.written());
     home.succeed(&["stop", "web"]);
     assert_eq!(vm.end().status.code(), Some(0));
+    home.succeed(&["image", "check", "disk.qcow2"]);
     home.nothing_left();
 }

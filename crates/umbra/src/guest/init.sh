@@ -13,6 +13,16 @@ load() { [ ! -f /lib/modules/$1.ko ] || insmod /lib/modules/$1.ko; }
 load pvpanic
 load pvpanic-mmio
 
+# Drivers of virtio devices, where there are any (1af4 is their vendor).
+for device in /sys/bus/pci/devices/*/vendor; do
+  read -r vendor < $device
+  [ "$vendor" != 0x1af4 ] || virtio=yes
+done
+[ -z "$virtio" ] || for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci \
+  virtio_blk rng-core virtio-rng failover net_failover virtio_net; do
+  load $module
+done
+
 read -r release < /proc/sys/kernel/osrelease
 read -r online < /sys/devices/system/cpu/online
 read -r _ memory _ < /proc/meminfo

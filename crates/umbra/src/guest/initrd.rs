@@ -14,8 +14,24 @@ const INIT: &str = include_str!("init.sh");
 const POWER_BUTTON: &str = include_str!("power-button.sh");
 
 /// The modules that are taken, where the kernel has them as modules: a panic is told to the machine, and the power
-/// button to `acpid`.
-pub(super) const MODULE_NAMES: [&str; 4] = ["pvpanic", "pvpanic-mmio", "button", "evdev"];
+/// button to `acpid`; then what virtio devices need, in the order in which it is loaded.
+pub(super) const MODULE_NAMES: [&str; 15] = [
+    "pvpanic",
+    "pvpanic-mmio",
+    "button",
+    "evdev",
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "rng-core",
+    "virtio-rng",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
 
 /// The initramfs made of what is in `parts`, which is made if another version of Umbra made those.
 ///
