@@ -348,6 +348,37 @@ fn an_interruption_says_what_it_leaves() {
 }
 
 #[test]
+fn every_long_command_can_be_interrupted() {
+    let ours = Tool::ours();
+    ours.write("source", &pattern(16 << 20));
+    ours.succeed(&["create", "-q", "-f", "qcow2", "base", "16M"]);
+    ours.succeed(&["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"]);
+    ours.succeed(&["convert", "-n", "-f", "raw", "-O", "qcow2", "source", "top"]);
+    for line in [
+        "commit -r 4M top",
+        "resize -q --preallocation=full top 64G",
+        "create -q -f qcow2 -o preallocation=full new 64G",
+        "create -q -f raw -o preallocation=full new 64G",
+        "bench -q -w -f qcow2 -c 1000000000 -s 4096 -S 0 scratch",
+    ] {
+        ours.succeed(&["create", "-q", "-f", "qcow2", "scratch", "1M"]);
+        let mut command = Command::new(&ours.program);
+        let child = command.args(line.split(' ')).current_dir(&ours.folder).stdin(Stdio::null());
+        let child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(400));
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{line}: {output:?}");
+        assert!(!std::path::Path::new(&ours.path("new")).exists(), "{line}");
+        for image in ["base", "top", "scratch"] {
+            ours.succeed(&["check", image]);
+        }
+        ours.succeed(&["compare", "-f", "raw", "-F", "qcow2", "source", "top"]);
+    }
+}
+
+#[test]
 fn an_image_outlives_a_mistake_in_its_successor_s_options() {
     let ours = Tool::ours();
     ours.write("source", &pattern(1 << 20));
