@@ -45,5 +45,8 @@ mod net_test;
 #[path = "rng_test.rs"]
 mod rng_test;
 #[cfg(test)]
+#[path = "threads_test.rs"]
+mod threads_test;
+#[cfg(test)]
 #[path = "transport_test.rs"]
 mod transport_test;

@@ -4,15 +4,15 @@
 //! reading the page cache. When a request has waited, the others take part in those that come next.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::{Chain, Queue, lock};
 
-/// A request that takes longer has waited for something.
-const WAITED: Duration = Duration::from_micros(200);
+/// A request that takes longer, in nanoseconds, has waited for something.
+const WAITED: u64 = 200_000;
 /// So many requests after one that has waited are shared between threads.
 const SHARED: u32 = 1000;
 
@@ -36,6 +36,10 @@ struct Shared {
     called: Condvar,
     /// Requests that are to be shared between threads yet.
     sharing: AtomicU32,
+    /// What times count from.
+    epoch: Instant,
+    /// When the last request was begun, in nanoseconds.
+    begun: AtomicU64,
 }
 
 /// The threads of a device. They end when it is dropped, after what they have in hand.
@@ -45,11 +49,25 @@ pub(crate) struct Threads {
 }
 
 impl Shared {
+    fn now(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    /// The requests that come are worth more than one thread.
+    fn share(&self) {
+        self.sharing.store(SHARED, Ordering::Relaxed);
+    }
+
     fn call(&self) {
         let mut state = lock(&self.state);
         state.is_called = true;
-        // One that is at work looks again before it waits.
-        if state.idle == self.threads || self.sharing.load(Ordering::Relaxed) > 0 {
+        let all_idle = state.idle == self.threads;
+        if !all_idle && self.now().saturating_sub(self.begun.load(Ordering::Relaxed)) > WAITED {
+            // Whoever is at work waits for something.
+            self.share();
+        }
+        // One that is at work looks again before it is idle.
+        if all_idle || self.sharing.load(Ordering::Relaxed) > 0 {
             self.called.notify_one();
         }
     }
@@ -60,6 +78,7 @@ impl Shared {
         while !state.is_ending {
             if std::mem::take(&mut state.is_called) {
                 let queues = state.queues.clone();
+                self.begun.store(self.now(), Ordering::Relaxed);
                 drop(state);
                 self.empty(&queues);
                 state = lock(&self.state);
@@ -92,10 +111,11 @@ impl Shared {
                 self.call();
             }
         }
-        let begun = Instant::now();
+        let begun = self.now();
+        self.begun.store(begun, Ordering::Relaxed);
         (self.work)(chain);
-        if begun.elapsed() > WAITED {
-            self.sharing.store(SHARED, Ordering::Relaxed);
+        if self.now().saturating_sub(begun) > WAITED {
+            self.share();
         }
     }
 }
@@ -107,7 +127,8 @@ impl Threads {
     /// The host has no thread left.
     pub(crate) fn new(name: &str, threads: usize, work: Work) -> io::Result<Self> {
         let (state, called, sharing) = (Mutex::default(), Condvar::new(), AtomicU32::new(0));
-        let shared = Arc::new(Shared { work, threads, state, called, sharing });
+        let (epoch, begun) = (Instant::now(), AtomicU64::new(0));
+        let shared = Arc::new(Shared { work, threads, state, called, sharing, epoch, begun });
         let mut this = Self { shared, handles: Vec::with_capacity(threads) };
         for _ in 0..threads {
             let shared = this.shared.clone();
