@@ -304,6 +304,37 @@ fn conversations(seeds: &Seeds<'_>) {
     }
 }
 
+/// Steps of `net_user`: a segment of the guest's with these flags and so much payload, from one of four ports.
+fn segment(port: u8, flags: u8, len: u8) -> Vec<u8> {
+    vec![15, 1, 1, flags, 0, port, 0, 0xff, 0x7f, len, 0, 1, 1, 0, 0, 1, 1, 0]
+}
+
+/// Connections of a guest's from their beginning to each of their ends, and what else it may say.
+fn networks(seeds: &Seeds<'_>) {
+    let (syn, ack, fin, rst) = (2, 16, 17, 4);
+    let (pump, world) = (&[7u8, 7][..], &[5u8, 0, 2, 0xff, 0x03][..]);
+    let begin = [&[1][..], &segment(0, syn, 0), pump, &segment(0, ack, 0)].concat();
+    let talk = [&begin[..], world, pump, &segment(0, ack, 99), pump, &segment(0, ack, 0), pump].concat();
+    let ends = [&segment(0, fin, 0)[..], pump, &[5, 0, 1], pump, &segment(0, ack, 0), pump].concat();
+    let breaks = [&segment(0, rst, 0)[..], pump].concat();
+    let many: Vec<u8> = (0..8).flat_map(|port| [&segment(port, syn, 0)[..], pump].concat()).collect();
+    let late = [&[4, 0xff, 0xff][..], pump, &[4, 0xff, 0xff], pump].concat();
+    for (name, pieces) in [
+        ("ends", [&talk[..], &ends].as_slice()),
+        ("breaks", &[&talk, &breaks]),
+        ("late", &[&talk, world, pump, &late, &ends]),
+        ("cuts", &[&[1, 3, 0], &begin[1..], world, world, world, pump, &ends]),
+        ("many", &[&[1], &many, &late]),
+    ] {
+        seeds.put("net_user", name, pieces);
+    }
+    for kind in 0..4u8 {
+        let datagram = [1, 0, kind, 40, 9, 9, 9, 9];
+        let steps: Vec<u8> = (0..120u8).map(|step| step.wrapping_mul(2 * kind + 1)).collect();
+        seeds.put("net_user", &format!("datagrams-{kind}"), &[&[1], &datagram, &steps, pump]);
+    }
+}
+
 fn main() {
     let Some(folder) = std::env::args_os().nth(1) else {
         eprintln!("seeds: give the folder of the corpora");
@@ -319,4 +350,5 @@ fn main() {
     images(&seeds);
     foreign_images(&seeds);
     conversations(&seeds);
+    networks(&seeds);
 }

@@ -149,3 +149,7 @@ impl Pump {
         true
     }
 }
+
+#[cfg(test)]
+#[path = "thread_test.rs"]
+mod thread_test;
