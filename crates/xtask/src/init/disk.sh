@@ -3,6 +3,7 @@
 #   umbra.task=fill    makes a file system on /dev/vda, fills it, and reads it back after it was unmounted
 #   umbra.task=log     makes a file system on /dev/vda and logs what it has made durable, until it is ended from outside
 #   umbra.task=check   says what such a log holds
+#   umbra.end=reboot   what follows the task; else it switches the power off
 #   umbra.task=stay    the same, five lines a second
 # Every line of its own starts with "guest: ".
 export PATH=/bin:/sbin HOME=/
@@ -16,6 +17,7 @@ for word in $words; do
   case $word in
     umbra.task=*) task=${word#*=} ;;
     umbra.kib=*) kib=${word#*=} ;;
+    umbra.end=reboot) end=reboot ;;
   esac
 done
 
@@ -89,5 +91,6 @@ case $task in
     ;;
   *) fail "unknown task $task" ;;
 esac
+[ "$end" != reboot ] || reboot -f
 poweroff -f
 sleep 60

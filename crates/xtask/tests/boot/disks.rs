@@ -200,6 +200,23 @@ fn a_killed_program_loses_nothing_durable_of_a_plain_image() -> Result<()> {
 
 #[test]
 #[ignore = "boots a whole guest: cargo xtask test boot"]
+fn a_guest_that_reboots_finds_its_disk_again() -> Result<()> {
+    let setting = Setting::new()?;
+    let image = setting.image("qcow2", "128M", &[])?;
+    let disk = image.to_string_lossy();
+    let mut guest =
+        setting.boot(setting.guests.kernel("6.12")?, "fill umbra.kib=512 umbra.end=reboot", &disk, &[])?;
+    for _ in 0..2 {
+        guest.expect("guest: sum ", BOOT)?;
+    }
+    setting.umbra.control(&["stop", "--force", "guest"])?;
+    guest.finish_with(0, STEP)?;
+    host("qemu-img", &["check", "-f", "qcow2", &disk])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a whole guest: cargo xtask test boot"]
 fn a_saved_guest_goes_on_writing_to_its_disk() -> Result<()> {
     let setting = Setting::new()?;
     let kernel = setting.guests.kernel("6.12")?;
