@@ -99,6 +99,8 @@ pub(super) struct Builder<'a> {
     border: Option<(Box<Border>, bool)>,
     pub first_border: u32,
     pub flags: Place,
+    /// What comes next may not be what it was when this began.
+    pub serializes: bool,
     /// Vector units that have been asked for.
     vector: u8,
     pub windows: Windows,
@@ -213,6 +215,7 @@ impl Cpu {
             items.push(Item { instruction, form, uses, offset: at as u16 });
             at += instruction.len();
             match form {
+                Form::Serialize => break,
                 // What comes next is part of it, within limits.
                 form if form.goes_on() && branches > 0 => branches -= 1,
                 _ if instruction.flow_control() != FlowControl::Next => break,
@@ -259,6 +262,7 @@ impl Cpu {
             border,
             first_border: self.translator.borders.len() as u32,
             flags: Place { host: false, memory: true },
+            serializes: false,
             vector: 0,
             windows: Windows::default(),
         };
@@ -366,6 +370,7 @@ impl Builder<'_> {
             closed = self.item(item, live[n], live[n + 1] | needs[n]) && item.form.closes();
         }
         if let Some(last) = items.last().filter(|_| !closed) {
+            self.serializes = last.form == Form::Serialize;
             self.go_to(last.end() as i32, self.is_pending(live[items.len()]));
         }
         self.out_of_line();
@@ -465,7 +470,7 @@ impl Builder<'_> {
             self.cross_border(border, global);
         }
         match item.form {
-            Form::Nothing => return Some(()),
+            Form::Nothing | Form::Serialize => return Some(()),
             Form::Copy(copied) => return self.copied(i, copied, before),
             Form::Lea => return self.load_address(i),
             Form::Interpret => return None,

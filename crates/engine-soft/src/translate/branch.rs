@@ -234,7 +234,7 @@ impl Builder<'_> {
         let site = self.site(Site {
             at: super::asm::Asm::place(&hole) as u32,
             flags_live: pending,
-            forward: target > i32::from(self.start),
+            forward: target > i32::from(self.start) && !self.serializes,
             ..Site::new(Kind::Link, target as u16)
         });
         self.stubs.push(Stub::Exit { hole, site });

@@ -14,6 +14,8 @@ use crate::sys;
 pub(super) enum Form {
     /// It does nothing.
     Nothing,
+    /// SERIALIZE: what comes after it is looked at anew.
+    Serialize,
     /// By itself, with other registers and a looked-up operand.
     Copy(Copied),
     /// LEA.
@@ -77,6 +79,9 @@ impl Form {
         }
         if i.flow_control() != FlowControl::Next || !is_offered(cpu, i) {
             return Self::Interpret;
+        }
+        if i.code() == Code::Serialize {
+            return Self::Serialize;
         }
         if native::does_nothing(i.mnemonic()) {
             return Self::Nothing;

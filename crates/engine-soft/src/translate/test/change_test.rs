@@ -222,6 +222,37 @@ fn another_processor_changes_the_code() {
 }
 
 #[test]
+fn another_processor_changes_what_comes_after_serialize() {
+    let shared = machine(2);
+    let mut guests = [Guest::of(shared.clone(), 0), Guest::of(shared, 1)];
+    for guest in &mut guests {
+        guest.cpu.translator.after = 0;
+        guest.cpu.gpr[RBX] = ONE;
+    }
+    let [reader, writer] = &mut guests;
+    // serialize; mov al,0; serialize; ret
+    reader.bytes(ONE, &hex("0f01e8b0000f01e8c3"));
+    // 1: inc byte ptr [rbx+4]; mov ecx,2000; 2: dec ecx; jnz 2b; cmp byte ptr [rbx+4],100; jne 1b; hlt
+    let code = hex("fe4304b9d0070000ffc975fc807b046475eef4");
+    writer.bytes(CODE + 0x1000, &code);
+    thread::scope(|s| {
+        // 1: call rbx; cmp al,100; jne 1b
+        s.spawn(|| reader.run(&hex("ffd33c6475fa")));
+        s.spawn(|| {
+            writer.cpu.rip = CODE + 0x1000;
+            writer.go();
+        });
+    });
+    assert!(guests[0].cpu.fast.interpreted < 1000, "SERIALIZE is translated");
+    // stc; serialize; adc eax,1; 1: serialize; dec ecx; jnz 1b
+    let code = hex("f90f01e883d0010f01e8ffc975f9");
+    let mut pair = Pair::new(64);
+    let setup = |guest: &mut Guest| (guest.cpu.gpr[RAX], guest.cpu.gpr[RCX]) = (0, 50);
+    assert_eq!(pair.run(setup, &code), NOTHING);
+    assert_eq!(pair.translated.cpu.gpr[RAX], 2);
+}
+
+#[test]
 fn code_on_the_page_of_the_stack() {
     let mut pair = Pair::new(64);
     let setup = |guest: &mut Guest| {
