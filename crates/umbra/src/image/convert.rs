@@ -82,6 +82,31 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     })
 }
 
+/// Options that do not go together, or with whether the target is made here.
+fn exclude(parsed: &Parsed, create: bool) -> Outcome<()> {
+    if create && parsed.has("target-is-zero") {
+        return Err(Failure::new("--target-is-zero requires use of -n flag"));
+    }
+    if create && parsed.has("target-image-opts") {
+        return Err(Failure::new("--target-image-opts requires use of -n flag"));
+    }
+    if parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps") {
+        return Err(Failure::new("Use of --skip-broken-bitmaps requires --bitmaps"));
+    }
+    for (option, letter) in [("sparse-size", "S"), ("compress", "c")] {
+        if parsed.has("copy-range-offloading") && parsed.has(option) {
+            return Err(Failure::new(format!("Cannot enable copy offloading when -{letter} is used")));
+        }
+    }
+    if !create && parsed.has("options") {
+        return Err(Failure::new("-o has no effect when skipping image creation"));
+    }
+    if parsed.has("target-image-opts") && parsed.has("output-format") {
+        return Err(Failure::new("--image-opts and --format are mutually exclusive"));
+    }
+    Ok(())
+}
+
 fn plan<'a>(parsed: &'a Parsed, format: &'a str) -> Outcome<Plan<'a>> {
     let threads = match parsed.last("parallel") {
         None => None,
@@ -110,27 +135,8 @@ fn plan<'a>(parsed: &'a Parsed, format: &'a str) -> Outcome<Plan<'a>> {
         }
     };
     let create = !parsed.has("no-create");
-    if create && parsed.has("target-is-zero") {
-        return Err(Failure::new("--target-is-zero requires use of -n flag"));
-    }
-    if create && parsed.has("target-image-opts") {
-        return Err(Failure::new("--target-image-opts requires use of -n flag"));
-    }
-    if parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps") {
-        return Err(Failure::new("Use of --skip-broken-bitmaps requires --bitmaps"));
-    }
+    exclude(parsed, create)?;
     let rate = copy::rate(parsed)?;
-    for (option, letter) in [("sparse-size", "S"), ("compress", "c")] {
-        if parsed.has("copy-range-offloading") && parsed.has(option) {
-            return Err(Failure::new(format!("Cannot enable copy offloading when -{letter} is used")));
-        }
-    }
-    if !create && parsed.has("options") {
-        return Err(Failure::new("-o has no effect when skipping image creation"));
-    }
-    if parsed.has("target-image-opts") && parsed.has("output-format") {
-        return Err(Failure::new("--image-opts and --format are mutually exclusive"));
-    }
     let [sources @ .., target] = parsed.operands.as_slice() else {
         return Err(Failure::new("Must specify image file name"));
     };
