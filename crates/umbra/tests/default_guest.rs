@@ -352,9 +352,9 @@ fn debians_own_packages_make_a_guest_that_boots_and_hears_its_power_button() {
     }
     let home = Home::new();
     home.succeed(&["image", "create", "-q", "-f", "qcow2", "disk.qcow2", "64M"]);
-    let disk = ["--disk", "disk.qcow2,serial=its-own"];
+    let devices = ["--disk", "disk.qcow2,serial=its-own", "--net", "user"];
     let accel = accel();
-    let words = [&["run", "--accel", &accel, "--name", "web"][..], &disk].concat();
+    let words = [&["run", "--accel", &accel, "--name", "web"][..], &devices].concat();
     let mut vm = Running::start(home.umbra(&words));
     // Typed before anybody listens; nothing of it is lost.
     vm.send(b"echo from the shell: $((6 * 7)) $(uname -r)\n");
@@ -367,6 +367,10 @@ fn debians_own_packages_make_a_guest_that_boots_and_hears_its_power_button() {
     vm.send(b"cat /sys/block/vda/serial; mke2fs /dev/vda > /dev/null && mount /dev/vda /tmp && df -k /tmp | tail -n 1\n");
     vm.says("\nits-own");
     vm.says("/dev/vda ");
+    // Its network comes a moment later.
+    vm.send(b"until grep 10.0.2.3 /etc/resolv.conf; do sleep 0.1; done 2> /dev/null; ip -4 -o addr show eth0; ip route\n");
+    vm.says("inet 10.0.2.15/24 ");
+    vm.says("default via 10.0.2.2 dev eth0");
     // The power button has somebody to tell when its daemon runs.
     vm.send(b"until pidof acpid; do sleep 0.1; done > /dev/null; cat /proc/modules; echo all is there\n");
     vm.says("\nall is there");

@@ -36,6 +36,8 @@ echo "Linux $release under ${hypervisor:-an unknown hypervisor}, $cpus processor
 # What nobody waits for: commands by path, and the power button.
 {
   busybox --install -s /bin
+  ip link set lo up
+  [ ! -e /sys/class/net/eth0 ] || { ip link set eth0 up; udhcpc -b -i eth0 -s /etc/dhcp; } &
   load button
   load evdev
   acpid -d

@@ -13,6 +13,9 @@ const INIT: &str = include_str!("init.sh");
 /// What the guest does when its power button is pressed; busybox' `acpid` calls it by this event's name.
 const POWER_BUTTON: &str = include_str!("power-button.sh");
 
+/// What the guest does with what DHCP tells.
+const DHCP: &str = include_str!("dhcp.sh");
+
 /// The modules that are taken, where the kernel has them as modules: a panic is told to the machine, and the power
 /// button to `acpid`; then what virtio devices need, in the order in which it is loaded.
 pub(super) const MODULE_NAMES: [&str; 15] = [
@@ -38,7 +41,7 @@ pub(super) const MODULE_NAMES: [&str; 15] = [
 /// # Errors
 /// A part cannot be read, or the initramfs cannot be written.
 pub(super) fn of(parts: &Path) -> anyhow::Result<PathBuf> {
-    let version = crc32fast::hash([INIT, POWER_BUTTON].concat().as_bytes());
+    let version = crc32fast::hash([INIT, POWER_BUTTON, DHCP].concat().as_bytes());
     let path = parts.join(format!("initrd-{version:08x}"));
     if !path.is_file() {
         let archive = archive(parts)?;
@@ -67,6 +70,7 @@ fn archive(parts: &Path) -> anyhow::Result<Vec<u8>> {
         .file("bin/busybox", 0o755, busybox)
         .symlink("bin/sh", "busybox")
         .file("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON.as_bytes())
+        .file("etc/dhcp", 0o755, DHCP.as_bytes())
         .file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n".as_slice())
         .file("etc/group", 0o644, b"root:x:0:\n".as_slice());
     for name in MODULE_NAMES {
