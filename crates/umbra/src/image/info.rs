@@ -17,7 +17,7 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let json = tool.wants_json(parsed)?;
     let name = tool.one_name(parsed)?;
     let chain = parsed.has("backing-chain");
-    let want = Want { metadata_only: true, ..Want::new(parsed, name)? };
+    let want = Want { metadata_only: true, alone: true, ..Want::new(parsed, name)? };
     let nodes = open_nodes(tool, &want, chain)?;
     let infos: Vec<NodeInfo> = nodes.iter().map(NodeInfo::of).collect::<Outcome<_>>()?;
     if json {

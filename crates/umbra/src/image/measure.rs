@@ -34,19 +34,23 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let given = target::given(&**driver, &texts)?;
     let cluster = given.options.get("cluster_size").map_or(Ok(CLUSTER), size::parse);
     let cluster = cluster.map_err(|_| Failure::new("cluster_size is no size"))?.max(512);
-    let disk = match file {
-        None => None,
-        Some(name) => {
-            let disk = tool.open(&Want::new(parsed, name)?)?;
-            Some(match parsed.last("snapshot") {
-                Some(snapshot) => convert::open_snapshot(&disk, snapshot)?,
-                None => disk,
-            })
+    let (mut disk, mut total) = (None, size.unwrap_or(0));
+    if let Some(name) = file {
+        let now = tool.open(&Want::new(parsed, name)?)?;
+        total = now.size();
+        disk = Some(match parsed.last("snapshot") {
+            Some(snapshot) => convert::open_snapshot(&now, snapshot)?,
+            None => now,
+        });
+    }
+    let data = match &disk {
+        Some(disk) => {
+            // An image that grew after the snapshot is measured at its present size; one that shrank needs room for all
+            // that the snapshot has.
+            total = total.max(disk.size());
+            data_of(tool, disk, cluster)?
         }
-    };
-    let (total, data) = match &disk {
-        Some(disk) => (disk.size(), data_of(tool, disk, cluster)?),
-        None => (size.unwrap_or(0), 0),
+        None => 0,
     };
     let options = CreateOptions { size: given.size.unwrap_or(total), backing: None, options: given.options };
     if driver.name() == "luks" && options.options.get("key-secret").is_none() {

@@ -137,6 +137,10 @@ fn dispatch(program: &'static str, words: &[String]) -> u8 {
         print(&command.help(program));
         return 0;
     }
+    if let Some(text) = parsed.all("object").find_map(secret::help) {
+        print(&text);
+        return 0;
+    }
     if let Some(error) = parsed.error {
         complain(&format!("{program} {name}"), &error.to_string());
         return hint(program, name);

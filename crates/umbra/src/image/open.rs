@@ -53,6 +53,8 @@ pub struct Want<'a> {
     pub implicit: bool,
     /// Only what it says of itself.
     pub metadata_only: bool,
+    /// Options for a backing file are refused: none is opened.
+    pub alone: bool,
     /// For `check`.
     pub for_check: bool,
 }
@@ -69,6 +71,7 @@ impl<'a> Want<'a> {
             cache: Cache::default(),
             implicit: true,
             metadata_only: false,
+            alone: false,
             for_check: false,
         }
     }
@@ -103,13 +106,17 @@ impl Tool {
 
     fn spec_plain(&self, want: &Want<'_>) -> Outcome<NodeSpec> {
         let json = want.name.strip_prefix("json:");
+        let node = |options: Options| match want.alone {
+            true => refuse_backing(&options).and_then(|()| from_options(options)),
+            false => from_options(options),
+        };
         let mut spec = if want.image_opts {
-            from_options(keyval::options(want.name).map_err(Failure::new)?)?
+            node(keyval::options(want.name).map_err(Failure::new)?)?
         } else if let Some(text) = json {
             let value = json::parse_relaxed(text).map_err(|error| {
                 Failure::new(format!("Could not parse the JSON options: JSON parse error, {error}"))
             })?;
-            from_options(keyval::flatten(&value).map_err(Failure::new)?)?
+            node(keyval::flatten(&value).map_err(Failure::new)?)?
         } else {
             NodeSpec { file: file_spec(want.name), ..NodeSpec::new(want.name, None) }
         };
@@ -282,13 +289,34 @@ pub fn from_options(mut options: Options) -> Outcome<NodeSpec> {
     Ok(spec)
 }
 
+/// Where no backing file is opened, what is said of one has no use.
+fn refuse_backing(options: &Options) -> Outcome<()> {
+    let Some(format) = options.get("driver").filter(|driver| !PROTOCOLS.contains(driver)) else {
+        return Ok(());
+    };
+    let unused = |(name, value): &(&str, &str)| {
+        name.starts_with("backing.") || *name == "backing" && !value.is_empty()
+    };
+    match options.iter().find(unused) {
+        Some((name, _)) => {
+            Err(Failure::new(format!("Block format '{format}' does not support the option '{name}'")))
+        }
+        None => Ok(()),
+    }
+}
+
 fn backing_of(options: &mut Options) -> Outcome<BackingSpec> {
     let below = options.take_prefixed("backing.");
     match (options.take("backing").as_deref(), below.is_empty()) {
         (Some(""), _) => Ok(BackingSpec::None),
-        (Some(node), _) => Err(Failure::new(format!("Cannot find device='{node}' nor node-name='{node}'"))),
+        (Some(node), _) => Err(Failure::new(format!(
+            "Could not open backing file: Cannot find device='{node}' nor node-name='{node}'"
+        ))),
         (None, true) => Ok(BackingSpec::FromImage),
-        (None, false) => Ok(BackingSpec::Node(Box::new(from_options(below)?))),
+        (None, false) => {
+            let node = from_options(below).doing(|| "Could not open backing file".to_owned())?;
+            Ok(BackingSpec::Node(Box::new(node)))
+        }
     }
 }
 

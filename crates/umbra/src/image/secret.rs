@@ -10,7 +10,7 @@ use umbra_block::{Options, Secrets, open_secret};
 use zeroize::Zeroizing;
 
 use super::failure::{Failure, Outcome, reason};
-use super::{json, keyval};
+use super::{json, keyval, tell};
 
 /// A password is no longer than this, so that a name given by mistake does no harm.
 const LEN_MAX: u64 = 64 << 10;
@@ -128,6 +128,31 @@ pub fn properties(definition: &str) -> Result<Options, String> {
     Ok(pairs.into_iter().collect())
 }
 
+/// What `--object help` and `--object TYPE,help` show, if a definition is that.
+pub fn help(definition: &str) -> Option<String> {
+    let options = properties(definition).ok()?;
+    let kind = options.get("qom-type")?;
+    if kind == "help" || kind == "?" {
+        return Some("List of user creatable objects:\n  secret\n  tls-creds-x509\n".to_owned());
+    }
+    let asked = ["help", "?"].iter().any(|key| options.get(key).is_some());
+    let properties: &[&str] = match kind {
+        "secret" => &[
+            "data=<string>",
+            "fd=<int>",
+            "file=<string>",
+            "format=raw|base64",
+            "iv=<string>",
+            "keyid=<string>",
+            "prompt=<bool>",
+        ],
+        "tls-creds-x509" => &["dir=<string>", "endpoint=client|server", "verify-peer=<bool>"],
+        _ => return None,
+    };
+    let lines: String = properties.iter().map(|one| format!("  {one}\n")).collect();
+    asked.then(|| format!("{kind} options:\n{lines}"))
+}
+
 fn from_file(name: &str) -> Outcome<Zeroizing<Vec<u8>>> {
     let unreadable = |error: std::io::Error| {
         Failure::new(format!("Unable to read {name}: Failed to open file “{name}”: {}", reason(&error)))
@@ -185,28 +210,30 @@ fn line(terminal: &std::fs::File) -> std::io::Result<Zeroizing<Vec<u8>>> {
     Ok(line)
 }
 
-/// RFC 4648, section 4. White space is passed over.
+/// RFC 4648, section 4, as lenient as QEMU: digits at the end that make no group of four are passed over, and an image may
+/// have been locked with what is left. That is said, for nobody can mean it.
 fn base64(text: &[u8]) -> Outcome<Zeroizing<Vec<u8>>> {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let wrong = || Failure::new("Base64 data is not valid");
     let mut digits = Zeroizing::new(Vec::with_capacity(text.len()));
-    digits.extend(text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()));
-    let end = digits.iter().position(|&byte| byte == b'=').unwrap_or(digits.len());
-    if !digits.len().is_multiple_of(4)
-        || digits.len() - end > 2
-        || digits[end..].iter().any(|&byte| byte != b'=')
-    {
-        return Err(wrong());
-    }
+    digits.extend(text.iter().copied().filter(|&byte| byte != b'\n'));
+    let (groups, rest) = digits.as_chunks::<4>();
     let mut bytes = Zeroizing::new(Vec::with_capacity(digits.len()));
-    for group in digits[..end].chunks(4) {
-        let mut word = 0u32;
-        for &digit in group {
-            let value = ALPHABET.iter().position(|&one| one == digit).ok_or_else(wrong)?;
-            word = word << 6 | value as u32;
-        }
-        word <<= 6 * (4 - group.len());
-        bytes.extend_from_slice(&word.to_be_bytes()[1..group.len()]);
+    let value = |digit: u8| match digit {
+        b'=' => Some(0),
+        _ => ALPHABET.iter().position(|&one| one == digit),
+    };
+    if digits.iter().any(|&digit| value(digit).is_none()) {
+        return Err(Failure::new("Base64 data contains invalid characters"));
+    }
+    for group in groups {
+        let word = group.iter().fold(0, |word, &digit| word << 6 | value(digit).unwrap_or(0) as u32);
+        let [_, first, second, third] = word.to_be_bytes();
+        bytes.push(first);
+        let more = [(group[2], second), (group[3], third)];
+        bytes.extend(more.iter().filter(|(digit, _)| *digit != b'=').map(|(_, byte)| byte));
+    }
+    if !rest.is_empty() {
+        tell("warning: the base64 of a secret is not padded with '='; its last digits are passed over");
     }
     Ok(bytes)
 }

@@ -16,6 +16,10 @@ fn a_secret_is_given_in_several_forms() {
     assert_eq!(secret(r#"{"qom-type":"secret","id":"s","data":"abc"}"#), b"abc");
     assert_eq!(secret("secret,id=s,data=YWJj,format=base64"), b"abc");
     assert_eq!(secret("secret,id=s,data=YWI=,format=base64"), b"ab");
+    // What makes no group of four is passed over.
+    assert_eq!(secret("secret,id=s,data=YWJjZA,format=base64"), b"abc");
+    assert_eq!(secret("secret,id=s,data=YWI=YWJj,format=base64"), b"ababc");
+    assert_eq!(secret("secret,id=s,data=YW\nJj,format=base64"), b"abc");
     let file = std::env::temp_dir().join(format!("umbra-secret-{}", std::process::id()));
     std::fs::write(&file, b"from a file\n").unwrap();
     assert_eq!(secret(&format!("secret,id=s,file={}", file.display())), b"from a file\n");
@@ -47,8 +51,8 @@ fn what_is_wrong_is_said() {
     assert_eq!(refusal(&["secret,id=s,data=a,file=b"]), "'file' and 'data' are mutually exclusive");
     assert_eq!(refusal(&["secret,id=s,data=a,more=b"]), "Parameter 'more' is unexpected");
     assert_eq!(refusal(&["secret,id=s,data=a,format=hex"]), "Parameter 'format' does not accept value 'hex'");
-    assert!(refusal(&["secret,id=s,data=YWJ,format=base64"]).contains("Base64"));
-    assert!(refusal(&["secret,id=s,data=YW=j,format=base64"]).contains("Base64"));
+    assert!(refusal(&["secret,id=s,data=YW I=,format=base64"]).contains("Base64"));
+    assert!(refusal(&["secret,id=s,data=YW-_,format=base64"]).contains("Base64"));
     assert!(refusal(&["secret,id=s,file=/nonexistent"]).contains("No such file"));
     assert!(refusal(&["secret,id=s,fd=9999"]).contains("descriptor"));
     assert!(refusal(&["secret,id=s,data=a", "secret,id=s,data=b"]).contains("duplicate"));
