@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
@@ -16,13 +17,32 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use umbra_machine::MachineSpec;
 
-use crate::net::open::NetworkStart;
-
 /// No message is longer. The longest are the counters of 254 processors with a profile of all, and a specification whose command line is all escapes. A
 /// socket's buffer takes some 200 KiB.
 const MESSAGE_MAX: usize = 160 << 10;
 /// Descriptors beside one message.
 const DESCRIPTORS_MAX: usize = 128;
+
+/// A network, as the worker is told of it. Descriptors: the gate's socket, the ports' in their order, the capture's file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkStart {
+    pub restricted: bool,
+    pub host_loopback: bool,
+    pub ipv6: bool,
+    pub mtu: u16,
+    pub resolvers: Vec<SocketAddr>,
+    pub hostname: String,
+    pub ports: Vec<PortStart>,
+    pub captured: bool,
+}
+
+/// A port of the host that leads to the guest.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct PortStart {
+    pub udp: bool,
+    pub host: SocketAddr,
+    pub guest_port: u16,
+}
 
 /// The first message: what to be. The descriptors beside it are, in this order: the console, then those that are named here.
 #[derive(Debug, Serialize, Deserialize)]

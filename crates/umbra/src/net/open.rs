@@ -1,12 +1,10 @@
 //! Both sides: what the broker prepares for a network, and what the worker makes of it.
 
 use std::fs::File;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
 use umbra_machine::NetworkSpec;
 use umbra_net::user::{
     Forward, ForwardProtocol, Gate, Listening, Passed, User, UserControl, UserSpec, system_resolvers,
@@ -14,32 +12,12 @@ use umbra_net::user::{
 use umbra_net::{Backend, Capture, SNAP_LEN};
 
 use super::{NetOption, Publish, UserOption};
+use crate::protocol::{NetworkStart, PortStart};
 
 /// Ports that lead to the guest from the start; more would not fit into one message.
 const PUBLISH_MAX: usize = 64;
 /// DHCP has no room for a longer name.
 const HOSTNAME_MAX: usize = 63;
-
-/// A network, as the worker is told of it. Descriptors: the gate's socket, the ports' in their order, the capture's file.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct NetworkStart {
-    restricted: bool,
-    host_loopback: bool,
-    ipv6: bool,
-    mtu: u16,
-    resolvers: Vec<SocketAddr>,
-    hostname: String,
-    ports: Vec<PortStart>,
-    captured: bool,
-}
-
-/// A port of the host that leads to the guest.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct PortStart {
-    udp: bool,
-    host: SocketAddr,
-    guest_port: u16,
-}
 
 /// What the broker has prepared for all networks.
 #[derive(Default)]
