@@ -40,3 +40,7 @@ pub fn forms(bits: Bits) -> impl Iterator<Item = Code> {
         o.is_instruction() && o.is_available_in_mode(bits.number()) && decoded && o.decoder_option() == 0
     })
 }
+
+#[cfg(test)]
+#[path = "coverage_test.rs"]
+mod coverage_test;
