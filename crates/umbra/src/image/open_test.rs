@@ -50,7 +50,10 @@ fn wrong_options_are_told_in_the_words_of_qemu_img() {
         ("driver=qcow2", "A block device must be specified for \"file\""),
         ("file=foo", "Cannot find device='foo' nor node-name='foo'"),
         ("file.driver=file", "The 'file' block driver requires a file name"),
-        ("driver=qcow2,file.filename=a,backing=x", "Cannot find device='x' nor node-name='x'"),
+        (
+            "driver=qcow2,file.filename=a,backing=x",
+            "Could not open backing file: Cannot find device='x' nor node-name='x'",
+        ),
         ("file.filename=a,file.bogus=1", "Block protocol 'file' doesn't support the option 'bogus'"),
     ] {
         let failure = from_options(keyval::options(text).unwrap()).expect_err(text);

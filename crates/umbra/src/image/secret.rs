@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use umbra_block::{Options, Secrets, open_secret};
 use zeroize::Zeroizing;
@@ -196,14 +197,18 @@ fn from_prompt(id: &str) -> Outcome<Zeroizing<Vec<u8>>> {
     let read = line(&terminal);
     tcsetattr(&terminal, OptionalActions::Flush, &before).map_err(|errno| failed(errno.into()))?;
     (&terminal).write_all(b"\n").map_err(failed)?;
-    read.map_err(failed)
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(Failure::interrupted()),
+        read => read.map_err(failed),
+    }
 }
 
-/// A line, without its end.
+/// A line, without its end. A signal ends the wait for it, as it would not a read.
 fn line(terminal: &std::fs::File) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let mut line = Zeroizing::new(Vec::with_capacity(LEN_MAX as usize));
     let mut byte = Zeroizing::new([0]);
     let mut terminal = terminal;
+    poll(&mut [PollFd::new(&terminal, PollFlags::IN)], None)?;
     while line.len() < LEN_MAX as usize && terminal.read(&mut *byte)? > 0 && byte[0] != b'\n' {
         line.push(byte[0]);
     }
