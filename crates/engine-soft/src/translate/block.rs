@@ -95,8 +95,8 @@ pub(super) struct Builder<'a> {
     sites: Vec<Site>,
     /// The number of the first of `sites`.
     first_site: u32,
-    /// The border that its last instruction crosses, and whether both pages are to be in every context; and its number.
-    border: Option<(Box<Border>, bool)>,
+    /// The border that its last instruction crosses, and its number.
+    pub border: Option<Box<Border>>,
     pub first_border: u32,
     pub flags: Place,
     /// What comes next may not be what it was when this began.
@@ -150,20 +150,20 @@ impl Cpu {
         let mut bytes = [0; PAGE + BEYOND_MAX];
         // SAFETY: `fetch` gives an address of guest memory, of which a whole page is mapped.
         unsafe { copy_out(page, &mut bytes[..PAGE]) };
-        let mut len = PAGE;
-        if let Ok(second) = self.fetch((linear & !0xfff).wrapping_add(PAGE as u64) & self.fast.rip_mask)
+        let mut factory = InstructionInfoFactory::new();
+        let mut items = self.items(&mut factory, &bytes[..PAGE], start);
+        let next = (linear & !0xfff).wrapping_add(PAGE as u64) & self.fast.rip_mask;
+        // Its last instruction may go on in the next page.
+        let left = PAGE - items.last().map_or(start.into(), Item::end);
+        if (1..=BEYOND_MAX).contains(&left)
+            && let Ok(second) = self.fetch(next)
             && !second.host.is_null()
         {
             // SAFETY: as above.
             unsafe { copy_out(second.host, &mut bytes[PAGE..]) };
-            len = bytes.len();
+            items = self.items(&mut factory, &bytes, start);
         }
-        let mut factory = InstructionInfoFactory::new();
-        let items = self.items(&mut factory, &bytes[..len], start);
-        if items.is_empty() {
-            return Ok(false);
-        }
-        let end = items.last().map_or(0, Item::end);
+        let Some(end) = items.last().map(Item::end) else { return Ok(false) };
         let (needs, looked) = needs(&items, &bytes[..PAGE], u32::from(self.mode.code));
         // SAFETY: guest memory's tracking outlives the processor.
         let code: &CodePage = unsafe { &*b.code };
@@ -180,7 +180,7 @@ impl Cpu {
                 return Ok(false);
             }
         }
-        let border = (end > PAGE).then(|| (Border::new(&bytes[PAGE..end], fetch.global), fetch.global));
+        let border = (end > PAGE).then(|| Border::new(&bytes[PAGE..end], fetch.global));
         self.install(&mut factory, b, &items, &needs, border)
     }
 
@@ -237,7 +237,7 @@ impl Cpu {
         block: &mut Block,
         items: &[Item],
         needs: &[u32],
-        border: Option<(Box<Border>, bool)>,
+        border: Option<Box<Border>>,
     ) -> Result<bool, Full> {
         let wide = self.mode.code == 64;
         let start = (self.rip & 0xfff) as u16;
@@ -268,7 +268,6 @@ impl Cpu {
         };
         builder.build(block, items, needs);
         let Builder { asm, mut sites, entry, light, border, .. } = builder;
-        let border = border.map(|(border, _)| border);
         validate::enforce(&asm.bytes, block, &sites, [entry, light], border.as_deref());
         let t = &mut *self.translator;
         let place =
@@ -465,9 +464,7 @@ impl Builder<'_> {
                 self.keep_flags();
             }
             self.flags.host = false;
-            let (border, global) =
-                self.border.as_ref().map(|(border, global)| (&raw const **border, *global))?;
-            self.cross_border(border, global);
+            self.cross_border()?;
         }
         match item.form {
             Form::Nothing | Form::Serialize => return Some(()),

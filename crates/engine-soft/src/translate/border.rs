@@ -65,9 +65,10 @@ impl Border {
 
 impl Builder<'_> {
     /// Makes sure that the instruction at hand, which goes on in the next page, is what was translated. Flags are lost.
-    pub(super) fn cross_border(&mut self, border: *const Border, global: bool) {
-        let retry = self.asm.len();
-        let key = if global { offset_of!(Fast, global_key) } else { offset_of!(Fast, key) };
+    pub(super) fn cross_border(&mut self) -> Option<()> {
+        let known = self.border.as_deref()?;
+        let (border, retry) = (&raw const *known, self.asm.len());
+        let key = if known.global { offset_of!(Fast, global_key) } else { offset_of!(Fast, key) };
         let record = |offset: usize| at(A, offset as i32);
         self.asm.mov_i64(A, border as u64);
         self.asm.rm(op::MOV, B, record(offset_of!(Border, key)));
@@ -83,6 +84,7 @@ impl Builder<'_> {
         let resume = self.first_border;
         let site = self.site(Site { at: retry as u32, resume, ..Site::new(Kind::Border, self.offset) });
         self.stubs.push(Stub::Border { holes: [other_key, other_page, other_version], site });
+        Some(())
     }
 }
 

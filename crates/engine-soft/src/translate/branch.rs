@@ -195,11 +195,16 @@ impl Builder<'_> {
     pub(super) fn branch(&mut self, condition: u8, target: i64, pending: bool) -> Option<()> {
         let target = i32::try_from(target).ok()?;
         let hole = self.asm.jcc(condition);
+        self.lead(hole, target, pending);
+        Some(())
+    }
+
+    /// Lets `hole` lead to an address relative to this page.
+    fn lead(&mut self, hole: Hole, target: i32, pending: bool) {
         match (0..PAGE).contains(&target) {
             true => self.link(hole, target, pending),
             false => self.stubs.push(Stub::Cross { hole, target, pending, offset: self.offset }),
         }
-        Some(())
     }
 
     /// JRCXZ, JECXZ. Flags stay.
@@ -207,10 +212,7 @@ impl Builder<'_> {
         let target = i32::try_from(target).ok()?;
         self.asm.skip_unless_zero(i.code() == Code::Jecxz_rel8_32);
         let hole = self.asm.jmp();
-        match (0..PAGE).contains(&target) {
-            true => self.link(hole, target, pending),
-            false => self.stubs.push(Stub::Cross { hole, target, pending, offset: self.offset }),
-        }
+        self.lead(hole, target, pending);
         Some(())
     }
 

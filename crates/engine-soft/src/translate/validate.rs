@@ -41,8 +41,8 @@ use state::State;
 pub(super) struct Given {
     /// The address of the version word of its page.
     pub version: u64,
-    /// The address of what is known of the next page, or 0.
-    pub border: u64,
+    /// The address of what is known of the next page.
+    pub border: Option<u64>,
     /// Where the engine may go on in it, besides its start.
     pub entries: Vec<u32>,
     /// Where it may do so after nothing but a TLB fill, or a load of vector registers.
@@ -96,7 +96,7 @@ pub(super) fn enforce(code: &[u8], block: &Block, sites: &[Site], own: [usize; 2
     let entries = own.into_iter().map(|at| at as u32).chain(resumed.map(|s| s.resume)).collect();
     let is_retried = |s: &&Site| s.kind.is_retried() || s.kind == Kind::Border;
     let retries = sites.iter().filter(is_retried).map(|s| s.at).collect();
-    let border = border.map_or(0, |border| &raw const *border as u64);
+    let border = border.map(|border| &raw const *border as u64);
     let given = &Given { version, border, entries, retries };
     #[cfg(test)]
     seen::note(code, given);
@@ -122,7 +122,7 @@ pub(super) fn listing(code: &[u8], given: &Given, mark: Option<usize>) -> String
         if i.code() == C::Mov_r64_imm64 && i.immediate64() == given.version {
             line = format!("mov {:?},version", i.op0_register()).to_lowercase();
         }
-        if i.code() == C::Mov_r64_imm64 && i.immediate64() == given.border && given.border != 0 {
+        if i.code() == C::Mov_r64_imm64 && Some(i.immediate64()) == given.border {
             line = format!("mov {:?},border", i.op0_register()).to_lowercase();
         }
         let sign = if Some(i.ip() as usize) == mark { "=>" } else { "" };

@@ -320,7 +320,7 @@ impl State {
                 Some(V::Number(names.sum(n, None, 0, true)))
             }
             C::Mov_r64_imm64 if i.immediate64() == given.version => Some(V::Word),
-            C::Mov_r64_imm64 if given.border != 0 && i.immediate64() == given.border => Some(V::Border),
+            C::Mov_r64_imm64 if Some(i.immediate64()) == given.border => Some(V::Border),
             C::Mov_r64_imm64 => Some(V::Number(Number { name: ZERO, plus: i.immediate64() as i64 })),
             C::Shr_rm64_imm8
             | C::Shl_rm64_imm8
