@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Error)]
 pub enum Error {
     /// The host refuses something that every network needs.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}")]
     Host {
         /// What was being done.
         what: &'static str,
@@ -20,7 +20,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A port of the host could not be opened for the guest.
-    #[error("cannot listen on {address} for the guest: {source}; choose another port, or stop who has it")]
+    #[error("cannot listen on {address} for the guest; choose another port, or stop who has it")]
     Listen {
         /// The address.
         address: SocketAddr,
