@@ -121,13 +121,9 @@ pub struct RunArgs {
     /// ipv6=on|off, mtu=N and mac=ADDRESS behind commas) or none, which is the default without -p and --pcap
     #[arg(long = "net", value_name = "NETWORK", value_parser = net::parse)]
     pub nets: Vec<NetOption>,
-    /// Let a port of the host lead to one of the guest's: [ADDRESS:]PORT:GUEST_PORT[/udp]; without an address only this host
-    /// reaches it. Give it again for further ones
-    #[arg(short = 'p', long = "publish", value_name = "PORT:GUEST_PORT", value_parser = net::parse_publish)]
-    pub publish: Vec<Publish>,
-    /// Write all that crosses the network's cable to this file (pcapng)
-    #[arg(long, value_name = "FILE")]
-    pub pcap: Option<PathBuf>,
+    /// What its network is joined to.
+    #[command(flatten)]
+    pub cable: Cable,
     /// Give the guest a source of entropy
     #[arg(long)]
     pub rng: bool,
@@ -151,6 +147,18 @@ pub struct RunArgs {
     pub common: Common,
 }
 
+/// What of the host a network is joined to, for `run` and `restore`.
+#[derive(Debug, Args)]
+pub struct Cable {
+    /// Let a port of the host lead to one of the guest's: [ADDRESS:]PORT:GUEST_PORT[/udp]; without an address only this host
+    /// reaches it. Give it again for further ones
+    #[arg(short = 'p', long = "publish", value_name = "PORT:GUEST_PORT", value_parser = net::parse_publish)]
+    pub publish: Vec<Publish>,
+    /// Write all that crosses the network's cable to this file (pcapng)
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+}
+
 /// Options of `restore`.
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
@@ -164,12 +172,9 @@ pub struct RestoreArgs {
     /// not outlive a restore
     #[arg(long = "net", value_name = "NETWORK", value_parser = net::parse)]
     pub nets: Vec<NetOption>,
-    /// Let a port of the host lead to one of the guest's
-    #[arg(short = 'p', long = "publish", value_name = "PORT:GUEST_PORT", value_parser = net::parse_publish)]
-    pub publish: Vec<Publish>,
-    /// Write all that crosses the network's cable to this file (pcapng)
-    #[arg(long, value_name = "FILE")]
-    pub pcap: Option<PathBuf>,
+    /// What its network is joined to.
+    #[command(flatten)]
+    pub cable: Cable,
     /// Give the machine another name
     #[arg(long, value_parser = parse_name)]
     pub name: Option<String>,

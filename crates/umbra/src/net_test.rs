@@ -4,6 +4,7 @@ use umbra_net::user::ForwardProtocol;
 
 use super::open::{networks_of, prepare};
 use super::{NetOption, Publish, UserOption, mac_of, parse, parse_publish};
+use crate::cli::Cable;
 
 #[test]
 fn networks_are_read() {
@@ -79,7 +80,8 @@ fn cards_have_addresses_of_their_own() {
 fn a_port_that_is_taken_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = taken.local_addr().unwrap();
-    let publish = [Publish { protocol: ForwardProtocol::Tcp, host, guest_port: 80 }];
-    let refused = prepare(&[UserOption::default()], &publish, None, "vm").err().unwrap();
+    let publish = vec![Publish { protocol: ForwardProtocol::Tcp, host, guest_port: 80 }];
+    let cable = Cable { publish, pcap: None };
+    let refused = prepare(&[UserOption::default()], &cable, "vm").err().unwrap();
     assert!(refused.to_string().contains(&host.to_string()), "{refused}");
 }

@@ -29,7 +29,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     (spec.cpu_model, spec.entry) = (args.cpu_model, args.boot_protocol);
     spec.cmdline = args.append.clone().unwrap_or_default();
     (spec.disks, spec.rng) = (args.disks.iter().map(disk_spec).collect(), args.rng);
-    let wants_network = !args.publish.is_empty() || args.pcap.is_some();
+    let wants_network = !args.cable.publish.is_empty() || args.cable.pcap.is_some();
     let users = networks_of(&args.nets, wants_network)?;
     spec.networks = cards(&users, &spec)?;
     // Before anything is fetched.
@@ -47,7 +47,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     spec.cmdline = args.append.unwrap_or_else(|| append.into());
     let (initrd_follows, disks) = (initrd.is_some(), files_of(args.disks));
-    let Prepared { networks, descriptors } = prepare(&users, &args.publish, args.pcap.as_deref(), &name)?;
+    let Prepared { networks, descriptors } = prepare(&users, &args.cable, &name)?;
     let start = Start {
         spec: Some(spec),
         kernel: true,
@@ -77,7 +77,7 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let initrd = args.initrd.as_deref().map(|i| open(i, "initrd")).transpose()?;
     let (kernel_follows, initrd_follows) = (kernel.is_some(), initrd.is_some());
     let users = saved_networks(&spec, &args.nets)?;
-    let Prepared { networks, descriptors } = prepare(&users, &args.publish, args.pcap.as_deref(), &name)?;
+    let Prepared { networks, descriptors } = prepare(&users, &args.cable, &name)?;
     let start = Start {
         kernel: kernel_follows,
         initrd: initrd_follows,

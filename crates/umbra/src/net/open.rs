@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use anyhow::{Context, bail};
 use umbra_machine::NetworkSpec;
@@ -12,6 +11,7 @@ use umbra_net::user::{
 use umbra_net::{Backend, Capture, SNAP_LEN};
 
 use super::{NetOption, Publish, UserOption};
+use crate::cli::Cable;
 use crate::protocol::{NetworkStart, PortStart};
 
 /// Ports that lead to the guest from the start; more would not fit into one message.
@@ -54,12 +54,8 @@ pub fn networks_of(options: &[NetOption], wanted: bool) -> anyhow::Result<Vec<Us
 ///
 /// # Errors
 /// A port that is taken, a file that cannot be written.
-pub fn prepare(
-    users: &[UserOption],
-    publish: &[Publish],
-    pcap: Option<&Path>,
-    hostname: &str,
-) -> anyhow::Result<Prepared> {
+pub fn prepare(users: &[UserOption], cable: &Cable, hostname: &str) -> anyhow::Result<Prepared> {
+    let (publish, pcap) = (cable.publish.as_slice(), cable.pcap.as_deref());
     if publish.len() > PUBLISH_MAX {
         bail!("{} ports are given with -p; at most {PUBLISH_MAX} are there from the start", publish.len());
     }
