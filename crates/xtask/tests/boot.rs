@@ -24,6 +24,19 @@ const STEP: Duration = Duration::from_secs(60);
 
 const SOFT: [&str; 4] = ["--accel", "soft", "--name", "guest"];
 
+/// What a test of a guest with an initramfs of its own needs.
+struct Setting {
+    guests: Guests,
+    umbra: Umbra,
+    scratch: Scratch,
+}
+
+impl Setting {
+    fn new() -> Result<Setting> {
+        Ok(Setting { guests: Guests::load()?, umbra: Umbra::new()?, scratch: Scratch::new()? })
+    }
+}
+
 fn arguments<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&SOFT, more].concat()
 }

@@ -4,25 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use xtask::cache::Scratch;
 use xtask::disk_guest;
-use xtask::guests::{Guests, Kernel};
-use xtask::umbra::{Guest, Umbra};
+use xtask::guests::Kernel;
+use xtask::umbra::Guest;
 
-use super::{BOOT, STEP, arguments, fact};
-
-/// A guest with what it needs.
-struct Setting {
-    guests: Guests,
-    umbra: Umbra,
-    scratch: Scratch,
-}
+use super::{BOOT, STEP, Setting, arguments, fact};
 
 impl Setting {
-    fn new() -> Result<Setting> {
-        Ok(Setting { guests: Guests::load()?, umbra: Umbra::new()?, scratch: Scratch::new()? })
-    }
-
     fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
@@ -36,7 +24,7 @@ impl Setting {
         Ok(path)
     }
 
-    fn boot(&self, kernel: &Kernel, task: &str, disk: &str, more: &[&str]) -> Result<Guest> {
+    fn boot_disk(&self, kernel: &Kernel, task: &str, disk: &str, more: &[&str]) -> Result<Guest> {
         let initrd = disk_guest::initrd(&self.guests, kernel, self.scratch.path())?;
         let options = arguments(&[&["--memory", "512M", "--disk", disk], more].concat());
         self.umbra.boot_initrd(kernel, &initrd, &format!("umbra.task={task}"), &options)
@@ -75,7 +63,7 @@ fn fills(series: &str, format: &str, cpus: &str, options: &[&str]) -> Result<()>
     let image = setting.image(format, "256M", options)?;
     let disk = format!("{},format={format},serial=web-1", image.display());
     let kernel = setting.guests.kernel(series)?;
-    let mut guest = setting.boot(kernel, "fill", &disk, &["--cpus", cpus, "--rng"])?;
+    let mut guest = setting.boot_disk(kernel, "fill", &disk, &["--cpus", cpus, "--rng"])?;
     let facts = guest.expect("guest: disk", BOOT)?.text;
     for (name, value) in [
         ("sectors", "524288"),
@@ -111,7 +99,8 @@ fn a_guest_with_two_processors_fills_a_plain_image() -> Result<()> {
 fn a_guest_fills_a_vmdk_of_many_files() -> Result<()> {
     let setting = Setting::new()?;
     let image = setting.image("vmdk", "256M", &["-o", "subformat=twoGbMaxExtentSparse"])?;
-    let mut guest = setting.boot(setting.guests.kernel("6.12")?, "fill", &image.to_string_lossy(), &[])?;
+    let mut guest =
+        setting.boot_disk(setting.guests.kernel("6.12")?, "fill", &image.to_string_lossy(), &[])?;
     let sum = guest.expect("guest: sum ", BOOT)?.text;
     let sum = sum.rsplit(' ').next().unwrap_or_default().trim();
     guest.finish_with(0, STEP)?;
@@ -131,7 +120,7 @@ fn an_overlay_takes_what_is_written_and_its_base_stays() -> Result<()> {
     setting
         .umbra
         .control(&["image", "create", "-q", "-f", "qcow2", "-b", "disk.raw", "-F", "raw", &over_name])?;
-    let mut guest = setting.boot(kernel, "fill", &over_name, &[])?;
+    let mut guest = setting.boot_disk(kernel, "fill", &over_name, &[])?;
     let sum = guest.expect("guest: sum ", BOOT)?.text;
     let sum = sum.rsplit(' ').next().unwrap_or_default().trim();
     guest.finish_with(0, STEP)?;
@@ -161,7 +150,7 @@ fn survives(format: &str, options: &[&str]) -> Result<()> {
     let image = setting.image(format, "128M", options)?;
     let disk = format!("{},format={format}", image.display());
     for wanted in [20, 3] {
-        let mut guest = setting.boot(kernel, "log", &disk, &[])?;
+        let mut guest = setting.boot_disk(kernel, "log", &disk, &[])?;
         guest.expect(&format!("guest: durable {wanted}"), BOOT)?;
         host("kill", &["-9", &guest.id().to_string()])?;
         guest.finish(STEP)?;
@@ -170,7 +159,7 @@ fn survives(format: &str, options: &[&str]) -> Result<()> {
         if format == "qcow2" {
             host("qemu-img", &["check", "-f", format, &image.to_string_lossy()]).or_else(leaks_only)?;
         }
-        let mut check = setting.boot(kernel, "check", &disk, &[])?;
+        let mut check = setting.boot_disk(kernel, "check", &disk, &[])?;
         check.expect("guest: log has ", BOOT)?;
         check.finish_with(0, STEP)?;
         let found = last_number(&check, "guest: log has ").context("no number")?;
@@ -204,8 +193,12 @@ fn a_guest_that_reboots_finds_its_disk_again() -> Result<()> {
     let setting = Setting::new()?;
     let image = setting.image("qcow2", "128M", &[])?;
     let disk = image.to_string_lossy();
-    let mut guest =
-        setting.boot(setting.guests.kernel("6.12")?, "fill umbra.kib=512 umbra.end=reboot", &disk, &[])?;
+    let mut guest = setting.boot_disk(
+        setting.guests.kernel("6.12")?,
+        "fill umbra.kib=512 umbra.end=reboot",
+        &disk,
+        &[],
+    )?;
     for _ in 0..2 {
         guest.expect("guest: sum ", BOOT)?;
     }
@@ -222,7 +215,7 @@ fn a_saved_guest_goes_on_writing_to_its_disk() -> Result<()> {
     let kernel = setting.guests.kernel("6.12")?;
     let image = setting.image("qcow2", "128M", &[])?;
     let (disk, saved) = (image.to_string_lossy(), setting.path("saved"));
-    let mut guest = setting.boot(kernel, "stay", &disk, &["--cpu-model", "portable"])?;
+    let mut guest = setting.boot_disk(kernel, "stay", &disk, &["--cpu-model", "portable"])?;
     guest.expect("guest: durable 4", BOOT)?;
     setting.umbra.control(&["save", "guest", &saved.to_string_lossy()])?;
     guest.finish_with(0, STEP)?;
@@ -235,7 +228,7 @@ fn a_saved_guest_goes_on_writing_to_its_disk() -> Result<()> {
     again.expect(&format!("guest: durable {}", before + 5), BOOT)?;
     setting.umbra.control(&["stop", "--force", "guest"])?;
     again.finish_with(0, STEP)?;
-    let mut check = setting.boot(kernel, "check", &disk, &[])?;
+    let mut check = setting.boot_disk(kernel, "check", &disk, &[])?;
     check.expect("guest: log has ", BOOT)?;
     check.finish_with(0, STEP)?;
     ensure!(last_number(&check, "guest: log has ") >= Some(before + 5), "{}", check.told());

@@ -7,29 +7,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use xtask::cache::Scratch;
-use xtask::guests::Guests;
 use xtask::net_guest;
-use xtask::umbra::{Guest, Umbra};
+use xtask::umbra::Guest;
 
-use super::{BOOT, STEP, arguments, fact};
+use super::{BOOT, STEP, Setting, arguments, fact};
 
 /// Bytes of the large file, which shows how fast the network is.
 const LARGE: usize = 256 << 20;
 
-/// A guest with what it needs.
-struct Setting {
-    guests: Guests,
-    umbra: Umbra,
-    scratch: Scratch,
-}
-
 impl Setting {
-    fn new() -> Result<Setting> {
-        Ok(Setting { guests: Guests::load()?, umbra: Umbra::new()?, scratch: Scratch::new()? })
-    }
-
-    fn boot(&self, series: &str, task: &str, more: &[&str]) -> Result<Guest> {
+    fn boot_network(&self, series: &str, task: &str, more: &[&str]) -> Result<Guest> {
         let kernel = self.guests.kernel(series)?;
         let initrd = net_guest::initrd(&self.guests, kernel, self.scratch.path())?;
         let options = arguments(&[&["--memory", "512M"], more].concat());
@@ -111,7 +98,7 @@ fn goes_out(series: &str, cpus: &str) -> Result<()> {
     let pcap = setting.scratch.path().join("net.pcapng");
     let task = format!("umbra.task=client umbra.port={port} umbra.sum={sum}");
     let options = ["--cpus", cpus, "--net", "user,mac=52:54:00:12:34:56", "--pcap", &pcap.to_string_lossy()];
-    let mut guest = setting.boot(series, &task, &options)?;
+    let mut guest = setting.boot_network(series, &task, &options)?;
     let facts = guest.expect("guest: net", BOOT)?.text;
     for (name, value) in [
         ("ip", "10.0.2.15"),
@@ -158,7 +145,7 @@ fn a_guest_is_reached_by_its_ports_and_after_it_was_saved() -> Result<()> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let publish = format!("{port}:80");
     let options = ["-p", &publish, "--cpu-model", "portable"];
-    let mut guest = setting.boot("6.12", "umbra.task=server", &options)?;
+    let mut guest = setting.boot_network("6.12", "umbra.task=server", &options)?;
     let line = guest.expect("guest: serves ", BOOT)?.text;
     let sum =
         line.split("serves ").nth(1).and_then(|text| text.split(' ').next()).context("no sum")?.to_owned();
