@@ -55,7 +55,7 @@ pub(crate) use stack::*;
 pub struct Fast {
     /// Always zero: base and index of addresses that have none.
     pub(crate) zero: u64,
-    /// Low bits of the TLB's tags that match now.
+    /// The context whose tags of the TLB match now, in the bits that they have it in.
     pub(crate) context: u64,
     /// First TLB entry of the class of accesses at the current privilege.
     pub(crate) tlb_base: usize,
@@ -96,8 +96,7 @@ pub struct Fast {
     pub(crate) jump_hash: u64,
     /// What code that is there in every context is looked up under.
     pub(crate) global_key: u64,
-    /// An address that is looked up, and the target of an indirect call or of an exit.
-    pub(crate) address: u64,
+    /// The target of an indirect call or of an exit.
     pub(crate) target: u64,
     /// What is to be added to addresses in a window; see `translate::window`.
     pub(crate) windows: [u64; SLOTS],
@@ -149,7 +148,6 @@ impl Default for Fast {
             jumps: null(),
             jump_hash: 0,
             global_key: 0,
-            address: 0,
             target: 0,
             windows: [0; SLOTS],
             slow: 0,

@@ -34,8 +34,7 @@ impl Cpu {
     pub(crate) fn readable(&self, linear: u64, len: u64) -> Option<*mut u8> {
         let entry =
             &self.tlb.entries[(self.fast.tlb_base + (linear >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        let tag = linear.wrapping_add(len - 1) & !0xfff | self.fast.context;
-        (entry.read == tag).then(|| linear.wrapping_add(entry.addend) as *mut u8)
+        entry.at(entry.read, linear, self.fast.context, len)
     }
 
     /// Where `len` bytes can be written directly at the current privilege, if the TLB says so. They can be read too.
@@ -43,8 +42,7 @@ impl Cpu {
     pub(crate) fn writable(&self, linear: u64, len: u64) -> Option<*mut u8> {
         let entry =
             &self.tlb.entries[(self.fast.tlb_base + (linear >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        let tag = linear.wrapping_add(len - 1) & !0xfff | self.fast.context;
-        (entry.write == tag).then(|| linear.wrapping_add(entry.addend) as *mut u8)
+        entry.at(entry.write, linear, self.fast.context, len)
     }
 
     /// Loads at the current privilege.

@@ -112,7 +112,7 @@ impl Cpu {
             self.tlb.generation = 0;
             self.cache.clear();
         }
-        let key = u64::from(self.tlb.generation) << 32 | self.tlb.context << 16 | u64::from(user) << 8;
+        let key = u64::from(self.tlb.generation) << 32 | self.tlb.context << 4 | u64::from(user) << 8;
         self.fast.key = key | u64::from(self.mode.block_key());
         self.fast.global_key = translate::global_key(self.fast.key);
         self.fast.jump_hash = if user { translate::hash_of(self.fast.key) } else { 0 };

@@ -19,7 +19,9 @@ mod word;
 pub use access::Host;
 pub(crate) use physical::Tables;
 pub use tlb::Tlb;
-pub(crate) use tlb::{ENTRIES, Entry, NO_CONTEXT};
+#[cfg(test)]
+pub(crate) use tlb::page_of;
+pub(crate) use tlb::{ENTRIES, Entry, NO_CONTEXT, no_tag, tag};
 pub(crate) use translate::Fetch;
 pub use word::Word;
 pub(crate) use word::copy_out;

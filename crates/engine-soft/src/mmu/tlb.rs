@@ -1,9 +1,13 @@
 //! The software TLB: a direct-mapped table for each class of access.
 //!
-//! An entry's tags are the linear page number with a small context number, never zero, in the bits below it. A context stands for one
-//! PCID since it was last flushed; a flush takes a fresh number and leaves the entries to be overwritten. When numbers run out the
-//! table is cleared. Global pages belong to the context that filled them, so they are dropped more often than on a processor, which the
-//! architecture allows.
+//! A context stands for one PCID since it was last flushed; a flush takes a fresh number and leaves the entries to be overwritten. When
+//! numbers run out the table is cleared. Global pages belong to the context that filled them, so they are dropped more often than on a
+//! processor, which the architecture allows.
+//!
+//! An entry's tags are the linear address of its page, and the number of the context, never zero, as an exclusive or upon the bits of
+//! the address that the entry's own place tells. So the exclusive or of an address, the context and the tag of the address's entry is
+//! the address's offset in its page if the entry is its page's in this context, and otherwise no less than a page: one comparison tells that,
+//! and that an access ends within the page.
 
 use std::ptr::null;
 
@@ -17,7 +21,10 @@ pub(crate) const ENTRIES: usize = 4096;
 /// Entries of one class for instruction fetches.
 pub(crate) const FETCH_ENTRIES: usize = 128;
 /// A context number that no entry has: accesses then all take the slow path.
-pub(crate) const NO_CONTEXT: u64 = 0xfff;
+pub(crate) const NO_CONTEXT: u64 = 0xfff * CONTEXT;
+/// What contexts are multiples of: their number is in the bits that choose an entry.
+const CONTEXT: u64 = 4096;
+const _: () = assert!(NO_CONTEXT / CONTEXT == ENTRIES as u64 - 1);
 /// PCIDs whose translations are kept at a time.
 const POOL: usize = 8;
 
@@ -31,17 +38,43 @@ pub(crate) struct Entry {
     pub write: u64,
     /// Host address minus linear address.
     pub addend: u64,
-    /// Guest physical page, and [`WRITABLE`] and [`ROM`].
-    pub frame: u64,
+    /// Where the page is in this process.
+    pub host: u64,
 }
 
-/// In [`Entry::frame`]: the page tables allow writes and the dirty flag is set.
+/// In [`Tlb::frames`]: the page tables allow writes and the dirty flag is set.
 pub(crate) const WRITABLE: u64 = 1;
-/// In [`Entry::frame`]: writes have no effect on memory.
+/// In [`Tlb::frames`]: writes have no effect on memory.
 pub(crate) const ROM: u64 = 2;
 
+/// The tag of a page in a context.
+pub(crate) fn tag(linear: u64, context: u64) -> u64 {
+    linear & !0xfff ^ context
+}
+
+/// The tag that entry `index` has for no page: that of context number zero.
+pub(crate) fn no_tag(index: usize) -> u64 {
+    (index % ENTRIES) as u64 * 4096
+}
+
+/// The page that a tag of entry `index` is of, in whatever context.
+pub(crate) fn page_of(index: usize, tag: u64) -> u64 {
+    tag & !NO_CONTEXT | no_tag(index)
+}
+
 impl Entry {
-    const NONE: Self = Self { read: 0, write: 0, addend: 0, frame: 0 };
+    /// Entry `index`, for no page.
+    fn none(index: usize) -> Self {
+        Self { read: no_tag(index), write: no_tag(index), addend: 0, host: 0 }
+    }
+
+    /// Where `len` bytes at `linear`, which it is the entry of, are in this process, if `tag` is one of its tags, theirs in `context`, and they
+    /// end in its page.
+    #[inline(always)]
+    pub(crate) fn at(&self, tag: u64, linear: u64, context: u64, len: u64) -> Option<*mut u8> {
+        let offset = linear ^ context ^ tag;
+        (len <= 4096 && offset <= 4096 - len).then(|| (self.host + offset) as *mut u8)
+    }
 }
 
 /// One page for instruction fetches.
@@ -65,10 +98,12 @@ impl FetchEntry {
 /// The software TLB of one processor.
 pub struct Tlb {
     pub(crate) entries: [Entry; ENTRIES * 4],
+    /// Guest physical page of each, and [`WRITABLE`] and [`ROM`].
+    pub(crate) frames: [u64; ENTRIES * 4],
     pub(crate) fetch: [FetchEntry; FETCH_ENTRIES * 2],
     /// The registers that walks depend on.
     pub(crate) paging: Paging,
-    /// The current context.
+    /// The current context, a multiple of [`CONTEXT`].
     pub(crate) context: u64,
     /// Counts whatever makes a linear address of code mean something else.
     pub(crate) generation: u32,
@@ -121,18 +156,19 @@ impl Tlb {
     /// An empty TLB.
     pub fn new() -> Box<Self> {
         Box::new(Self {
-            entries: [Entry::NONE; ENTRIES * 4],
+            entries: std::array::from_fn(Entry::none),
+            frames: [0; ENTRIES * 4],
             fetch: [FetchEntry::NONE; FETCH_ENTRIES * 2],
             paging: Paging::default(),
-            context: 1,
+            context: CONTEXT,
             generation: 0,
             cs: (0, 0),
             apic_page: u64::MAX,
             modify: Modify::NONE,
             writing: (0, 0),
-            pool: [(0, 1); POOL],
+            pool: [(0, CONTEXT); POOL],
             pool_next: 0,
-            context_next: 2,
+            context_next: 2 * CONTEXT,
             code_pages: Marks::NONE,
             large: [Marks::NONE, Marks::NONE],
         })
@@ -161,15 +197,15 @@ impl Tlb {
 
     fn fresh(&mut self) -> u64 {
         if self.context_next >= NO_CONTEXT {
-            self.entries.fill(Entry::NONE);
+            self.entries.iter_mut().enumerate().for_each(|(n, entry)| *entry = Entry::none(n));
             self.fetch.fill(FetchEntry::NONE);
             self.large = [Marks::NONE, Marks::NONE];
             self.pool = [(0, NO_CONTEXT); POOL];
-            self.context_next = 1;
+            self.context_next = CONTEXT;
             self.code_moved();
         }
-        self.context_next += 1;
-        self.context_next - 1
+        self.context_next += CONTEXT;
+        self.context_next - CONTEXT
     }
 
     /// Forgets everything, and goes on with `pcid`.
@@ -224,8 +260,10 @@ impl Tlb {
         }
         if let Some(shift) = region {
             let hit = |tag: u64| (tag ^ linear) >> shift == 0;
-            for entry in self.entries.iter_mut().filter(|e| hit(e.read) || hit(e.write)) {
-                *entry = Entry::NONE;
+            for (n, entry) in self.entries.iter_mut().enumerate() {
+                if hit(page_of(n, entry.read)) || hit(page_of(n, entry.write)) {
+                    *entry = Entry::none(n);
+                }
             }
             for entry in self.fetch.iter_mut().filter(|e| hit(e.tag)) {
                 *entry = FetchEntry::NONE;
@@ -235,9 +273,10 @@ impl Tlb {
         let hit = |tag: u64| (tag ^ linear) >> 12 == 0;
         let index = (linear >> 12) as usize;
         for class in 0..3 {
-            let entry = &mut self.entries[class * ENTRIES + index % ENTRIES];
-            if hit(entry.read) || hit(entry.write) {
-                *entry = Entry::NONE;
+            let n = class * ENTRIES + index % ENTRIES;
+            let entry = &mut self.entries[n];
+            if hit(page_of(n, entry.read)) || hit(page_of(n, entry.write)) {
+                *entry = Entry::none(n);
             }
         }
         for class in 0..2 {
@@ -250,15 +289,16 @@ impl Tlb {
 
     /// Sends every write to the page at guest physical address `gpa` through the slow path.
     pub(crate) fn forget_writes_of(&mut self, gpa: u64) {
-        for entry in self.entries.iter_mut().filter(|e| (e.frame ^ gpa) >> 12 == 0) {
-            entry.write = 0;
+        let frames = self.entries.iter_mut().zip(&self.frames).enumerate();
+        for (n, (entry, _)) in frames.filter(|(_, (_, frame))| (*frame ^ gpa) >> 12 == 0) {
+            entry.write = no_tag(n);
         }
     }
 
     /// Sends every write through the slow path, until that allows it anew.
     pub(crate) fn forget_writes(&mut self) {
-        for entry in &mut self.entries {
-            entry.write = 0;
+        for (n, entry) in self.entries.iter_mut().enumerate() {
+            entry.write = no_tag(n);
         }
     }
 }

@@ -7,7 +7,7 @@ use umbra_x86::paging::{Access, Kind, Translation};
 
 use super::Class;
 use super::physical::Tables;
-use super::tlb::{ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, ROM, WRITABLE};
+use super::tlb::{ENTRIES, Entry, FETCH_ENTRIES, FetchEntry, ROM, WRITABLE, no_tag, tag};
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
 use crate::translate::lockstep::Noting;
@@ -46,11 +46,11 @@ impl Cpu {
     /// Translates one address for a data access of a class.
     pub(crate) fn page(&mut self, linear: u64, class: Class, write: bool) -> Exec<Page> {
         let index = index_of(class, linear);
-        let tag = linear & !0xfff | self.tlb.context;
-        let entry = &self.tlb.entries[index];
-        if entry.read == tag && (!write || entry.frame & WRITABLE != 0) {
+        let tag = tag(linear, self.tlb.context);
+        let (entry, frame) = (&self.tlb.entries[index], self.tlb.frames[index]);
+        if entry.read == tag && (!write || frame & WRITABLE != 0) {
             let host = linear.wrapping_add(entry.addend) as *mut u8;
-            let page = Page { gpa: entry.frame & !0xfff | linear & 0xfff, host, rom: entry.frame & ROM != 0 };
+            let page = Page { gpa: frame & !0xfff | linear & 0xfff, host, rom: frame & ROM != 0 };
             if write && entry.write != tag {
                 self.allow_writes(index, tag, page);
             }
@@ -67,7 +67,9 @@ impl Cpu {
         let frame = t.gpa & !0xfff | if writable { WRITABLE } else { 0 } | if rom { ROM } else { 0 };
         let addend = (host as u64).wrapping_sub(linear);
         self.counters.add(count::TLB_FILLS, 1);
-        self.tlb.entries[index] = Entry { read: tag, write: 0, addend, frame };
+        let host = (host as u64) & !0xfff;
+        self.tlb.entries[index] = Entry { read: tag, write: no_tag(index), addend, host };
+        self.tlb.frames[index] = frame;
         if write {
             self.allow_writes(index, tag, page);
         }
@@ -79,8 +81,7 @@ impl Cpu {
 
     /// Whether writes to a page are allowed and need set no flag in the page tables.
     pub(crate) fn is_dirty(&mut self, linear: u64, class: Class) -> bool {
-        self.page(linear, class, false).is_ok()
-            && self.tlb.entries[index_of(class, linear)].frame & WRITABLE != 0
+        self.page(linear, class, false).is_ok() && self.tlb.frames[index_of(class, linear)] & WRITABLE != 0
     }
 
     /// Lets writes to a page go past the slow path, if nobody must be told of them.
@@ -123,7 +124,7 @@ impl Cpu {
     pub(crate) fn fetch(&mut self, linear: u64) -> Exec<Fetch> {
         let user = self.mode.cpl == 3;
         let index = usize::from(user) * FETCH_ENTRIES + (linear >> 12) as usize % FETCH_ENTRIES;
-        let tag = linear & !0xfff | self.tlb.context;
+        let tag = linear & !0xfff | self.tlb.context >> 12;
         let entry = &self.tlb.fetch[index];
         let offset = linear & 0xfff;
         if entry.tag == tag {

@@ -179,6 +179,28 @@ impl Asm {
         }
     }
 
+    /// The same, 32 bits wide, with a large immediate; the register is zero-extended.
+    pub(super) fn ri32(&mut self, group: u8, reg: Reg, value: i32) {
+        self.writes(reg);
+        if reg >= 8 {
+            self.put(&[0x41]);
+        }
+        self.put(&[0x81, 0xc0 | group << 3 | reg & 7]);
+        self.put32(value);
+    }
+
+    /// `rorx reg, from, count`, or a copy of `from` that is shifted right where the host has no BMI2.
+    pub(super) fn rotated(&mut self, reg: Reg, from: Reg, count: u8) {
+        if is_x86_feature_detected!("bmi2") {
+            self.writes(reg);
+            let map = (!reg >> 3 & 1) << 7 | 0x40 | (!from >> 3 & 1) << 5 | 3;
+            self.put(&[0xc4, map, 0xfb, 0xf0, 0xc0 | (reg & 7) << 3 | from & 7, count]);
+        } else {
+            self.rr(op::MOV, reg, from);
+            self.shift(group::SHR, reg, count);
+        }
+    }
+
     /// `op dword mem, imm`.
     pub(super) fn mi32(&mut self, group: u8, m: Mem, value: i32) {
         match i8::try_from(value) {

@@ -621,14 +621,7 @@ impl Builder<'_> {
             match stub {
                 Stub::Slow { hole, site, resume, load } => {
                     self.asm.here(hole);
-                    self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
-                    let Some(resume) = resume else { continue };
-                    self.site_mut(site).resume = if load { self.asm.len() } else { resume } as u32;
-                    if load {
-                        self.asm.load_flags(status, B);
-                        let back = self.asm.jmp();
-                        self.asm.fill(back, resume);
-                    }
+                    self.slow(site, resume, load);
                 }
                 Stub::Window { hole, site, first, beyond, out } => {
                     self.asm.here(hole);
@@ -667,6 +660,21 @@ impl Builder<'_> {
                     self.not_found(miss);
                 }
             }
+        }
+    }
+
+    /// Calls the slow path of a site; after the interpreter did the instruction it goes on at `resume`.
+    fn slow(&mut self, site: u32, resume: Option<usize>, load: bool) {
+        if let Kind::Access { write } = self.site_mut(site).kind {
+            self.linear(write);
+        }
+        self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
+        let Some(resume) = resume else { return };
+        self.site_mut(site).resume = if load { self.asm.len() } else { resume } as u32;
+        if load {
+            self.asm.load_flags(state(fast(offset_of!(Fast, status))), B);
+            let back = self.asm.jmp();
+            self.asm.fill(back, resume);
         }
     }
 

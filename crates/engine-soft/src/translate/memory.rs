@@ -1,8 +1,9 @@
 //! Address lookup: from a guest's memory operand to the host's.
 //!
-//! In line, two scratch registers: the TLB entry of the first byte's page, the tag of the last byte's page, one comparison. So an access
-//! that crosses a page misses, as does one to a device, to a page that must be told of writes, or without permission. The tag
-//! is compared, never assumed: whatever address a guest makes, what is accessed is what the TLB gave out for that very page.
+//! In line, two scratch registers: the address's TLB entry, and the exclusive or of the address, the context and the entry's tag, which is the offset in
+//! the page if the entry is the right one, and more than that if not (see `mmu::tlb`); one comparison. So an access that crosses a page misses, as does
+//! one to a device, to a page that must be told of writes, or without permission. The tag is compared, never assumed: whatever address a guest
+//! makes, what is accessed is what the TLB gave out for that very page.
 
 use std::mem::offset_of;
 
@@ -18,6 +19,9 @@ use crate::exec::Fast;
 use crate::mmu::{ENTRIES, Entry};
 use crate::operand::segment_number;
 
+/// Bytes of a page.
+pub(super) const PAGE: i32 = 4096;
+
 /// How an effective address is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Address {
@@ -27,7 +31,7 @@ pub(super) enum Address {
     Page { disp: i32 },
     /// What one LEA computes, 32 bits wide if narrow.
     Direct { mem: Mem, narrow: bool },
-    /// Anything else. What takes two scratch registers or a segment is computed once, and kept in the state block.
+    /// Anything else: with registers in the state block, or a segment.
     Kept { base: Base, index: Option<(u8, u8)>, disp: i32, narrow: bool, segment: Option<usize> },
 }
 
@@ -55,17 +59,6 @@ pub(super) const fn fast(offset: usize) -> usize {
 }
 
 impl Address {
-    /// Whether it is kept in the state block.
-    fn is_kept(self) -> bool {
-        let Self::Kept { base, index, segment, .. } = self else { return false };
-        let takes_one = match base {
-            Base::None => false,
-            Base::Register(n) => is_resident(n),
-            Base::Page => true,
-        };
-        segment.is_some() || takes_one && index.is_some_and(|(n, _)| is_resident(n))
-    }
-
     /// `more` bytes further.
     pub(super) fn plus(mut self, more: i32) -> Self {
         match &mut self {
@@ -179,76 +172,31 @@ impl Builder<'_> {
             return found;
         }
         let retry = self.asm.len();
-        let kept = state(fast(offset_of!(Fast, address)));
-        let keep = address.is_kept().then_some(kept);
-        let hole = self.compare(address, i32::from(len) - 1, write, keep);
+        let hole = self.compare(address, i32::from(len) - 1, write);
         self.slow_at(hole, slow, retry);
-        self.found(address, kept)
+        self.asm.rm(op::ADD, A, at(B, offset_of!(Entry, host) as i32));
+        HostOperand { base: A, index: None, disp: 0 }
     }
 
-    /// Leaves the TLB entry of an address in B, if it is that of its page and of the byte `beyond` further; if not it takes the branch that it gives.
-    /// The address is kept, if so said.
-    pub(super) fn compare(&mut self, address: Address, beyond: i32, write: bool, keep: Option<Mem>) -> Hole {
+    /// Leaves the TLB entry of an address in B, and the offset in its page in A, if the entry is that of its page and the byte `beyond` further lies
+    /// in it too; if not it takes the branch that it gives, with what [`Builder::linear`] makes the address of in A.
+    pub(super) fn compare(&mut self, address: Address, beyond: i32, write: bool) -> Hole {
         const INDEX: i32 = ((ENTRIES - 1) << 5) as i32;
         const _: () = assert!(size_of::<Entry>() == 1 << 5);
-        match address {
-            Address::Near { .. } => self.effective(B, address),
-            _ => {
-                self.effective(A, address);
-                if let Some(kept) = keep {
-                    self.asm.rm(op::MOV_STORE, A, kept);
-                }
-                self.asm.rr(op::MOV, B, A);
-            }
-        }
-        self.asm.shift(group::SHR, B, 7);
-        self.asm.ri(group::AND, B, INDEX);
+        self.effective(A, address);
+        self.asm.rotated(B, A, 7);
+        self.asm.ri32(group::AND, B, INDEX);
         self.asm.rm(op::ADD, B, state(fast(offset_of!(Fast, tlb))));
-        match address {
-            Address::Near { base, disp } if disp.checked_add(beyond).is_some() => {
-                self.asm.rm(op::LEA, A, at(base, disp + beyond));
-            }
-            Address::Near { .. } => {
-                self.effective(A, address);
-                self.asm.rm(op::LEA, A, at(A, beyond));
-            }
-            _ if beyond != 0 => self.asm.rm(op::LEA, A, at(A, beyond)),
-            _ => {}
-        }
-        self.asm.ri(group::AND, A, -4096);
-        self.asm.rm(op::OR, A, state(fast(offset_of!(Fast, context))));
-        let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
-        self.asm.rm(op::CMP_STORE, A, at(B, tag as i32));
-        self.asm.jcc(cond::NOT_EQUAL)
+        self.linear(write);
+        self.asm.ri(group::CMP, A, PAGE - 1 - beyond);
+        self.asm.jcc(cond::ABOVE)
     }
 
-    /// The operand at an address whose TLB entry is at B, and which has been kept if it is one of those.
-    fn found(&mut self, address: Address, kept: Mem) -> HostOperand {
-        let addend = at(B, offset_of!(Entry, addend) as i32);
-        match address {
-            Address::Near { base, disp } => {
-                self.asm.rm(op::MOV, A, addend);
-                HostOperand { base: A, index: Some(base), disp }
-            }
-            Address::Page { disp } => {
-                self.asm.rm(op::MOV, A, state(fast(offset_of!(Fast, page))));
-                self.asm.rm(op::ADD, A, addend);
-                HostOperand { base: A, index: None, disp }
-            }
-            Address::Direct { mem, narrow } => {
-                self.lea(A, mem, narrow);
-                self.asm.rm(op::ADD, A, addend);
-                HostOperand { base: A, index: None, disp: 0 }
-            }
-            Address::Kept { .. } => {
-                match address.is_kept() {
-                    true => self.asm.rm(op::MOV, A, kept),
-                    false => self.effective(A, address),
-                }
-                self.asm.rm(op::ADD, A, addend);
-                HostOperand { base: A, index: None, disp: 0 }
-            }
-        }
+    /// Of the address in A, whose TLB entry is at B, makes the offset in its page if they belong to each other; and the address again.
+    pub(super) fn linear(&mut self, write: bool) {
+        let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
+        self.asm.rm(op::XOR, A, state(fast(offset_of!(Fast, context))));
+        self.asm.rm(op::XOR, A, at(B, tag as i32));
     }
 }
 

@@ -6,37 +6,37 @@ use crate::cpu::Cpu;
 use crate::decode::{Block, Want};
 use crate::exec::Exit;
 use crate::fault::Fault;
-use crate::mmu::{Class, NO_CONTEXT};
+use crate::mmu::{self, Class, NO_CONTEXT};
 use crate::operand::is_canonical;
 use crate::vm::{Activity, count};
 
-/// The slow path of a site. For an access, `tag` is what the TLB was asked for. Gives the host's address to go on at, or 0 to leave the
+/// The slow path of a site. For an access, `linear` is the address that the TLB was asked for. Gives the host's address to go on at, or 0 to leave the
 /// translation, with `Fast::exit` set.
 ///
 /// # Safety
 /// `enter::slow` calls it, with the state block stored.
-pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, number: u32, tag: u64) -> usize {
+pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, number: u32, linear: u64) -> usize {
     // SAFETY: while a translation runs only it uses the state block, and it waits for this call.
     let cpu = unsafe { &mut *cpu };
     cpu.turn_to(Activity::Miss);
-    let to = cpu.take_slow_path(number, tag);
+    let to = cpu.take_slow_path(number, linear);
     cpu.turn_to(Activity::Translated);
     to
 }
 
 impl Cpu {
-    fn take_slow_path(&mut self, number: u32, tag: u64) -> usize {
+    fn take_slow_path(&mut self, number: u32, linear: u64) -> usize {
         // For those who sample what this is about.
         self.fast.site = number;
         let number = number as usize;
         let site = self.translator.sites[number];
         self.rip = self.fast.page | u64::from(site.offset);
         match site.kind {
-            Kind::Access { write } if self.fill(tag, write, true) => {
+            Kind::Access { write } if self.fill(linear, write, true) => {
                 return self.translator.address(site.at);
             }
             Kind::Window { write } => {
-                let there = self.fill(tag, write, false);
+                let there = self.fill(linear, write, false);
                 return self.translator.address(if there { site.at } else { site.resume });
             }
             Kind::Border if self.look_beyond(site.resume as usize) => {
@@ -67,16 +67,16 @@ impl Translator {
 
 impl Cpu {
     /// Fills the TLB for an access. Whether asking again will find it. A write that is not `certain` sets no dirty flag.
-    fn fill(&mut self, tag: u64, write: bool, certain: bool) -> bool {
-        let linear = tag & !0xfff;
-        if self.fast.context == NO_CONTEXT || tag & 0xfff != self.fast.context || !is_canonical(linear) {
+    fn fill(&mut self, linear: u64, write: bool, certain: bool) -> bool {
+        if self.fast.context == NO_CONTEXT || !is_canonical(linear) {
             return false;
         }
+        let tag = mmu::tag(linear, self.fast.context);
         let asked = self.tlb.entry_of(self.fast.tlb_base, linear);
         // SAFETY: it is the address of an entry of this processor's TLB.
         let has = || unsafe { tag == if write { (*asked).write } else { (*asked).read } };
         if has() {
-            // The page of the last byte is there: the first byte is on another.
+            // The page of the first byte is there: the last byte is on another.
             return false;
         }
         let class = self.class();

@@ -6,9 +6,9 @@
 //! - a field of the state block, by GS and a displacement alone, in a direction that the field allows ([`field`]);
 //! - the attention word or the version word of the page, read;
 //! - a TLB entry, an entry of the table by linear address or the record of a border, read field by field;
-//! - guest memory: an addend that was loaded from a TLB entry after its tag compared equal to the tag of the last byte's page, plus an address whose
-//!   bytes lie between the address that chose the entry and that last byte. Both pages are then the same, because neighbours never
-//!   share an entry. Writes need the tag for writes.
+//! - guest memory: what a TLB entry adds to an address, or its page's place and the offset in it, after the exclusive or of the address that chose the
+//!   entry, the context and the entry's tag was found to leave room in the page for all bytes from that address to the last of the access. Writes
+//!   need the tag for writes.
 //!
 //! Nothing touches the stack, segment registers or bases; instructions are on the list of those that run natively, or of the few that translations
 //! have besides; branches lead to instructions of the same translation; host addresses stay in the two scratch registers, and addends also in the fields for

@@ -424,7 +424,7 @@ impl Builder<'_> {
         let window = self.windows.all[number];
         let beyond = window.to - window.from - 1;
         let retry = self.asm.len();
-        let hole = self.compare(first, beyond, window.write, None);
+        let hole = self.compare(first, beyond, window.write);
         let site = self.slow_site(Kind::Window { write: window.write }, retry);
         let kind = Kind::Narrower(self.windows.narrower);
         let out = Site { forward: self.offset > self.start, ..Site::new(kind, self.offset) };
@@ -450,8 +450,6 @@ impl Builder<'_> {
         self.asm.here(jump);
         self.leave_by(out);
         self.asm.here(same);
-        self.asm.ri(group::AND, A, -4096);
-        self.asm.rm(op::OR, A, state(fast(offset_of!(Fast, context))));
         self.asm.go_with(site, state(fast(offset_of!(Fast, slow))));
     }
 }

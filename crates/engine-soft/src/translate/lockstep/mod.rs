@@ -146,7 +146,7 @@ impl Lockstep {
     /// Lets no TLB entry allow writes.
     fn withdraw(&mut self, tlb: &mut Tlb) {
         for index in self.granted.drain(..) {
-            tlb.entries[index].write = 0;
+            tlb.entries[index].write = crate::mmu::no_tag(index);
         }
     }
 

@@ -11,7 +11,7 @@ use super::hex;
 use crate::exec::test::guest::{CODE, DATA, Guest, RAM, SEEN, STACK};
 use crate::exec::{self, Stop};
 use crate::fixture::Random;
-use crate::mmu::ENTRIES;
+use crate::mmu::{ENTRIES, no_tag, page_of};
 use crate::native::Pool;
 
 /// An operand each, by all forms of address; RBX is the base, RCX the index. 64-bit code.
@@ -328,10 +328,10 @@ impl Prisoner {
         assert!(all.flat_map(|b| b.iter()).all(|b| *b == PATTERN), "a neighbour was touched");
         let cpu = &self.guest.cpu;
         let ram = self.ram as u64;
-        for entry in &cpu.tlb.entries {
-            for tag in [entry.read, entry.write].into_iter().filter(|tag| *tag != 0) {
-                let host = (tag & !0xfff).wrapping_add(entry.addend);
-                assert!((ram..ram + RAM).contains(&host), "{entry:x?}");
+        for (n, entry) in cpu.tlb.entries.iter().enumerate() {
+            for tag in [entry.read, entry.write].into_iter().filter(|tag| *tag != no_tag(n)) {
+                assert_eq!(page_of(n, tag).wrapping_add(entry.addend), entry.host, "{entry:x?}");
+                assert!((ram..ram + RAM).contains(&entry.host), "{entry:x?}");
             }
         }
         assert_eq!(cpu.tlb.entries.len(), 4 * ENTRIES);

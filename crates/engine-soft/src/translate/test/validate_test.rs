@@ -146,9 +146,20 @@ fn reads_addend(i: &Instruction) -> bool {
     i.code() == Code::Mov_r64_rm64 && i.memory_base() == Register::R11
 }
 
+/// Takes a TLB entry's tag.
+fn takes_tag(i: &Instruction) -> bool {
+    i.code() == Code::Xor_r64_rm64 && i.memory_base() == Register::R11
+}
+
+fn takes_host(i: &Instruction) -> bool {
+    i.code() == Code::Add_r64_rm64 && i.memory_base() == Register::R11
+}
+
 /// The guest's own access.
 fn accesses(i: &Instruction) -> bool {
-    i.memory_base() == Register::R10 && i.memory_index() == Register::RBX
+    i.memory_base() == Register::R10
+        && (i.memory_index() == Register::RBX
+            || i.code() == Code::Mov_r64_rm64 && i.memory_segment() != Register::GS)
 }
 
 #[test]
@@ -220,27 +231,41 @@ fn checks_that_are_missing_or_wrong_are_found() {
     let unchecked = Some(Why::Unchecked);
     let same = |_: &mut Instruction| {};
     assert_eq!(changed("load", accesses, same), None);
-    assert_eq!(unbranched("load", compares), unchecked);
+    assert!(unbranched("load", takes_tag).is_some());
     // A store after a check for reading.
-    assert_eq!(changed("store", compares, |i| i.set_memory_displacement64(0)), unchecked);
-    assert_eq!(changed("read-modify-write", compares, |i| i.set_memory_displacement64(0)), unchecked);
-    assert_eq!(changed("store", compares, |i| i.set_memory_displacement64(16)), unchecked);
-    assert_eq!(changed("load", compares, |i| i.set_op1_register(Register::RBX)), unchecked);
+    assert_eq!(changed("store", takes_tag, |i| i.set_memory_displacement64(0)), unchecked);
+    assert_eq!(changed("read-modify-write", takes_tag, |i| i.set_memory_displacement64(0)), unchecked);
+    assert_eq!(changed("store", takes_tag, |i| i.set_memory_displacement64(16)), unchecked);
+    assert!(changed("store", takes_tag, |i| i.set_code(Code::Or_r64_rm64)).is_some());
+    let is_context = |i: &Instruction| i.code() == Code::Xor_r64_rm64 && i.memory_segment() == Register::GS;
+    assert_eq!(changed("load", is_context, |i| i.set_code(Code::Or_r64_rm64)), Some(Why::StateBlock));
+    assert!(changed("load", is_context, |i| i.set_op0_register(Register::RBX)).is_some());
     // Fewer bytes than are accessed; more than a page.
-    let is_beyond = |i: &Instruction| {
-        i.code() == Code::Lea_r64_m && i.memory_base() == Register::RBX && i.op0_register() == Register::R10
-    };
-    assert_eq!(changed("load", is_beyond, |i| i.set_memory_displacement64(8 + 6)), unchecked);
-    assert_eq!(changed("load", is_beyond, |i| i.set_memory_base(Register::RCX)), unchecked);
-    let is_page = |i: &Instruction| i.code() == Code::And_rm64_imm32 && i.op0_register() == Register::R10;
-    assert_eq!(changed("load", is_page, |i| i.set_immediate32to64(-8192)), Some(Why::StateBlock));
-    let is_index = |i: &Instruction| i.code() == Code::And_rm64_imm32 && i.op0_register() == Register::R11;
+    let is_room = |i: &Instruction| i.code() == Code::Cmp_rm64_imm32 && i.op0_register() == Register::R10;
+    for room in [4096 - 8 + 1, 4096, 1 << 20, -4096] {
+        assert_eq!(changed("load", is_room, |i| i.set_immediate32to64(room)), unchecked);
+    }
+    assert_eq!(changed("load", is_room, |i| i.set_immediate32to64(4096 - 9)), None);
+    assert_eq!(changed("load", is_room, |i| i.set_op0_register(Register::RBX)), unchecked);
+    let (mut code, given) = translated("load");
+    let room = *decoded(&code).iter().find(|i| is_room(i)).unwrap();
+    let branch = room.next_ip() as usize + 1;
+    assert_eq!(code[branch], 0x87, "ja");
+    for other in [0x84, 0x82, 0x8f] {
+        code[branch] = other;
+        assert_eq!(validate(&code, &given).unwrap_err().why, Why::Unchecked);
+    }
+    // The entry of another address.
+    let is_address = |i: &Instruction| i.code() == Code::Lea_r64_m && i.op0_register() == Register::R10;
+    assert_eq!(changed("load", is_address, |i| i.set_memory_base(Register::RCX)), None, "checked as a whole");
+    let is_index = |i: &Instruction| i.code() == Code::And_rm32_imm32 && i.op0_register() == Register::R11D;
     assert_eq!(
-        changed("load", is_index, |i| i.set_immediate32to64(64 * ENTRIES as i64 - 32)),
+        changed("load", is_index, |i| i.set_immediate32(64 * ENTRIES as u32 - 32)),
         Some(Why::StateBlock)
     );
-    let is_shift = |i: &Instruction| i.code() == Code::Shr_rm64_imm8;
+    let is_shift = |i: &Instruction| i.code() == Code::VEX_Rorx_r64_rm64_imm8;
     assert_eq!(changed("load", is_shift, |i| i.set_immediate8(6)), Some(Why::StateBlock));
+    assert_eq!(changed("load", is_shift, |i| i.set_op1_register(Register::RCX)), unchecked);
 }
 
 #[test]
@@ -248,11 +273,9 @@ fn operands_that_were_not_checked_are_found() {
     let unchecked = Some(Why::Unchecked);
     assert_eq!(changed("load", accesses, |i| i.set_memory_base(Register::R9)), unchecked);
     assert_eq!(changed("load", accesses, |i| i.set_memory_base(Register::R11)), unchecked);
-    assert_eq!(changed("load", accesses, |i| i.set_memory_index(Register::RCX)), unchecked);
-    assert_eq!(changed("load", accesses, |i| i.set_memory_index(Register::None)), unchecked);
-    assert_eq!(changed("load", accesses, |i| i.set_memory_index_scale(2)), unchecked);
-    assert_eq!(changed("load", accesses, |i| i.set_memory_displacement64(9)), unchecked);
-    assert_eq!(changed("load", accesses, |i| i.set_memory_displacement64(7)), unchecked);
+    assert_eq!(changed("window", accesses, |i| i.set_memory_index(Register::RCX)), unchecked);
+    assert_eq!(changed("window", accesses, |i| i.set_memory_index(Register::None)), unchecked);
+    assert_eq!(changed("window", accesses, |i| i.set_memory_index_scale(2)), unchecked);
     let to_store = |i: &mut Instruction| {
         i.set_code(Code::Mov_rm64_r64);
         i.set_op0_kind(OpKind::Memory);
@@ -260,8 +283,11 @@ fn operands_that_were_not_checked_are_found() {
         i.set_op1_register(Register::RAX);
     };
     assert_eq!(changed("load", accesses, to_store), unchecked);
-    assert_eq!(changed("load", reads_addend, |i| i.set_memory_displacement64(24)), unchecked);
-    assert_eq!(changed("load", reads_addend, |i| i.set_op0_register(Register::RAX)), Some(Why::Leak));
+    assert_eq!(changed("load", takes_host, |i| i.set_memory_displacement64(16)), unchecked);
+    assert_eq!(changed("load", takes_host, |i| i.set_op0_register(Register::RAX)), unchecked);
+    assert_eq!(changed("load", takes_host, |i| i.set_code(Code::Mov_r64_rm64)), unchecked);
+    assert_eq!(changed("window", reads_addend, |i| i.set_memory_displacement64(24)), unchecked);
+    assert_eq!(changed("window", reads_addend, |i| i.set_op0_register(Register::RAX)), Some(Why::Leak));
     let is_version = |i: &Instruction| i.code() == Code::Mov_r64_imm64;
     assert_eq!(changed("load", is_version, |i| i.set_immediate64(i.immediate64() + 8)), unchecked);
 }
@@ -283,8 +309,9 @@ fn windows_that_are_none_are_found() {
     assert_eq!(changed("window", takes, |i| i.set_op0_register(Register::RAX)), Some(Why::Leak));
     // Another place than was looked up.
     assert_eq!(changed("window", second, |i| i.set_memory_displacement64(9)), unchecked);
+    assert_eq!(changed("window", second, |i| i.set_memory_displacement64(-1i64 as u64)), unchecked);
     assert_eq!(changed("window", second, |i| i.set_memory_index(Register::RCX)), unchecked);
-    assert_eq!(unbranched("window", compares), unchecked);
+    assert_eq!(unbranched("window", takes_tag), unchecked);
     // After the interpreter nothing is left of it; after a TLB fill it is, but not in a register.
     let (code, given) = translated("window");
     let at =

@@ -15,7 +15,7 @@ pub(in crate::translate) enum Kind {
     Number { writable: bool },
     /// Holds the first TLB entry, which an index is added to.
     Tlb,
-    /// The low bits of tags.
+    /// The context that tags are of.
     Context,
     /// Holds what may be put there.
     Class,
@@ -74,7 +74,6 @@ const FIELDS: &[Field] = &[
     fast("jumps", offset_of!(Fast, jumps), 8, Kind::Jumps),
     fast("jump_hash", offset_of!(Fast, jump_hash), 8, READ),
     fast("global_key", offset_of!(Fast, global_key), 8, Kind::Key),
-    fast("address", offset_of!(Fast, address), 8, FREE),
     fast("target", offset_of!(Fast, target), 8, FREE),
     window("windows[0]", 0),
     window("windows[1]", 1),

@@ -45,13 +45,13 @@ enum Value {
     /// An address on its way to a TLB entry: shifted, then an offset into the class.
     Shifted(Number),
     Index(Number),
-    /// An address's page, then the tag of it.
-    Page(Number),
-    Tag(Number),
+    /// An address and the context; then the offset in its page, if the fact about it is one.
+    InContext(Number),
+    Offset(Number, bool),
     /// The key that entries of the table by linear address must be of.
     Key,
     /// An entry's offset in that table.
-    Offset,
+    Place,
     // From here on: addresses of the host.
     /// The TLB entry that an address has.
     Entry(Number),
@@ -154,6 +154,8 @@ pub(super) struct State {
     facts: BTreeSet<Fact>,
     /// The fact if the zero flag is set.
     equal: Option<Fact>,
+    /// The fact if the last comparison was not "above".
+    within: Option<Fact>,
 }
 
 fn number_of(r: Register) -> Option<usize> {
@@ -172,6 +174,7 @@ impl State {
             words: BTreeMap::new(),
             facts: BTreeSet::new(),
             equal: None,
+            within: None,
         }
     }
 
@@ -186,6 +189,7 @@ impl State {
         self.words.retain(|offset, value| other.words.get(offset) == Some(value));
         self.facts.retain(|fact| other.facts.contains(fact));
         self.equal = self.equal.filter(|_| self.equal == other.equal);
+        self.within = self.within.filter(|_| self.within == other.within);
         self
     }
 
@@ -200,19 +204,18 @@ impl State {
         }
         self.words.retain(|offset, value| *offset < REGISTERS || *offset == PAGE || value.is_address());
         self.facts.clear();
-        self.equal = None;
+        (self.equal, self.within) = (None, None);
     }
 
     /// Goes past a branch, if `i` is one.
     pub(super) fn branch(&mut self, i: &Instruction, taken: bool) {
-        let is_equal = match i.code() {
-            C::Jne_rel8_64 | C::Jne_rel32_64 => !taken,
-            C::Je_rel8_64 | C::Je_rel32_64 => taken,
-            _ => return,
+        let told = match i.code() {
+            C::Jne_rel8_64 | C::Jne_rel32_64 if !taken => self.equal,
+            C::Je_rel8_64 | C::Je_rel32_64 if taken => self.equal,
+            C::Ja_rel8_64 | C::Ja_rel32_64 if !taken => self.within,
+            _ => None,
         };
-        if is_equal {
-            self.facts.extend(self.equal);
-        }
+        self.facts.extend(told);
     }
 
     fn get(&self, r: Register) -> Option<Value> {
@@ -326,6 +329,7 @@ impl State {
             | C::Shl_rm64_imm8
             | C::And_rm64_imm8
             | C::And_rm64_imm32
+            | C::And_rm32_imm32
             | C::Add_rm64_imm8
             | C::Add_rm64_imm32
             | C::Add_RAX_imm32
@@ -334,10 +338,22 @@ impl State {
             | C::Sub_RAX_imm32 => one.and_then(|v| shape(i, v)),
             C::Inc_rm64 => one.and_then(|v| v.plus(1)),
             C::Dec_rm64 => one.and_then(|v| v.plus(-1)),
+            C::VEX_Rorx_r64_rm64_imm8 if i.immediate(2) == INDEX_SHIFT => match two {
+                Some(V::Number(n)) => Some(V::Shifted(n)),
+                _ => None,
+            },
             _ => None,
         };
         if i.rflags_modified() != 0 {
-            self.equal = None;
+            (self.equal, self.within) = (None, None);
+        }
+        if matches!(i.code(), C::Cmp_rm64_imm8 | C::Cmp_rm64_imm32)
+            && let Some(V::Offset(n, write)) = one
+            && let Ok(room @ 0..PAGE) = i64::try_from(i.immediate(1))
+        {
+            let last = n.plus.checked_add(PAGE - 1 - room).ok_or(Why::Unchecked)?;
+            self.within = Some(Fact::Checked(Checked { name: n.name, first: n.plus, last, write }));
+            return Ok(Outcome::Used);
         }
         Ok(value.map_or(Outcome::Other, Outcome::Value))
     }
@@ -353,7 +369,7 @@ impl State {
         let write = writes(used.access());
         let size = i.memory_size().size();
         if i.rflags_modified() != 0 {
-            self.equal = None;
+            (self.equal, self.within) = (None, None);
         }
         let (base, index) = (i.memory_base(), i.memory_index());
         match i.memory_segment() {
@@ -424,9 +440,11 @@ impl State {
             }
             (Kind::Number { .. }, ..) => return Ok(Outcome::Other),
             (Kind::Window, C::Mov_r64_rm64, _) => *self.words.get(&field.offset).ok_or(Why::StateBlock)?,
-            (Kind::Context, C::Or_r64_rm64, Some(V::Page(n))) => V::Tag(n),
+            (Kind::Context, C::Xor_r64_rm64, Some(V::Number(n))) => V::InContext(n),
+            // The way back, where there is nothing to find.
+            (Kind::Context, C::Xor_r64_rm64, Some(v)) if !v.is_address() => names.number(),
             (Kind::Tlb, C::Add_r64_rm64, Some(V::Index(n))) => V::Entry(n),
-            (Kind::Jumps, C::Add_r64_rm64, Some(V::Offset)) => V::Jump(names.fresh()),
+            (Kind::Jumps, C::Add_r64_rm64, Some(V::Place)) => V::Jump(names.fresh()),
             (Kind::Attention, C::Mov_r64_rm64, _) => V::Word,
             (Kind::Class, C::Mov_r64_rm64, _) => V::Class,
             (Kind::Key, C::Mov_r64_rm64, _) => V::Key,
@@ -439,7 +457,7 @@ impl State {
     /// Another class of the TLB is used from here on.
     fn forget_entries(&mut self) {
         self.facts.retain(|fact| !matches!(fact, Fact::Checked(_)));
-        self.equal = None;
+        (self.equal, self.within) = (None, None);
         self.words.retain(|_, value| !value.is_address());
         for value in &mut self.registers {
             if matches!(value, Value::Index(_) | Value::Entry(_) | Value::Addend(_) | Value::Host(..)) {
@@ -453,24 +471,19 @@ impl State {
         const READ: i64 = offset_of!(Entry, read) as i64;
         const WRITE: i64 = offset_of!(Entry, write) as i64;
         const ADDEND: i64 = offset_of!(Entry, addend) as i64;
+        const HOST: i64 = offset_of!(Entry, host) as i64;
+        let one = self.get(i.op0_register());
         match (i.code(), disp) {
-            (C::Cmp_rm64_r64, READ | WRITE) => {
-                let Some(Value::Tag(last)) = self.get(i.op1_register()) else { return Err(Why::Unchecked) };
-                let beyond = last.plus.checked_sub(n.plus).ok_or(Why::Unchecked)?;
-                if last.name != n.name || !(0..PAGE).contains(&beyond) {
-                    return Err(Why::Unchecked);
-                }
-                let checked = Checked { name: n.name, first: n.plus, last: last.plus, write: disp == WRITE };
-                self.equal = Some(Fact::Checked(checked));
-                Ok(Outcome::Other)
-            }
+            (C::Xor_r64_rm64, READ | WRITE) => match one {
+                Some(Value::InContext(m)) if m == n => Ok(Outcome::Value(Value::Offset(n, disp == WRITE))),
+                Some(v) if !v.is_address() => Ok(Outcome::Value(names.number())),
+                _ => Err(Why::Leak),
+            },
             (C::Mov_r64_rm64, ADDEND) => {
                 Ok(Outcome::Value(Value::Addend(self.checked(n).ok_or(Why::Unchecked)?)))
             }
-            (C::Add_r64_rm64, ADDEND) => {
-                let checked = self.checked(n).ok_or(Why::Unchecked)?;
-                let address = self.number(i.op0_register(), names)?.ok_or(Why::Unchecked)?;
-                Ok(Outcome::Value(Value::Host(address, checked)))
+            (C::Add_r64_rm64, HOST) if matches!(one, Some(Value::Offset(offset, _)) if offset == n) => {
+                Ok(Outcome::Value(Value::Host(n, self.checked(n).ok_or(Why::Unchecked)?)))
             }
             _ => Err(Why::Unchecked),
         }
@@ -527,12 +540,9 @@ fn shape(i: &Instruction, value: Value) -> Option<Value> {
     let operand = i.immediate(1);
     let value = match (i.code(), value) {
         (C::Shr_rm64_imm8, V::Number(n)) if operand == INDEX_SHIFT => V::Shifted(n),
-        (C::And_rm64_imm8 | C::And_rm64_imm32, V::Shifted(n)) if operand == INDEX => V::Index(n),
-        (C::And_rm64_imm8 | C::And_rm64_imm32, V::Number(n)) if operand == PAGE.wrapping_neg() as u64 => {
-            V::Page(n)
-        }
+        (C::And_rm32_imm32, V::Shifted(n)) if operand == INDEX => V::Index(n),
         (C::And_rm64_imm8 | C::And_rm64_imm32, v) if operand == JUMP_MASK as u64 && !v.is_address() => {
-            V::Offset
+            V::Place
         }
         (C::Add_rm64_imm8 | C::Add_rm64_imm32 | C::Add_RAX_imm32, v) => return v.plus(operand as i64),
         (C::Sub_rm64_imm8 | C::Sub_rm64_imm32 | C::Sub_RAX_imm32, v) => {
