@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use umbra_fuzz::Input;
-use umbra_server::{ApiError, Client, Manage, Server, Status, VcpuStats, VmInfo, VmState};
+use umbra_server::{
+    ApiError, Client, Console, Ended, Manage, Port, PortName, Server, Status, VcpuStats, VmInfo, VmState,
+};
 
 struct Fake;
 
@@ -25,6 +27,9 @@ impl Manage for Fake {
             memory: 1 << 30,
             broker_pid: 1,
             worker_pid: 2,
+            started_ms: 3,
+            detached: true,
+            ports: vec![],
         })
     }
     fn stats(&self) -> Result<Vec<VcpuStats>, ApiError> {
@@ -45,6 +50,21 @@ impl Manage for Fake {
     }
     fn stop(&self) -> Result<(), ApiError> {
         Ok(())
+    }
+    fn wait(&self, _time: Duration) -> Result<Option<Ended>, ApiError> {
+        Ok(Some(Ended { exit_code: 0, ending: "power-off".into(), message: None }))
+    }
+    fn ports(&self) -> Result<Vec<Port>, ApiError> {
+        Ok(Vec::new())
+    }
+    fn add_port(&self, port: Port) -> Result<Port, ApiError> {
+        Ok(port)
+    }
+    fn remove_port(&self, _port: PortName) -> Result<(), ApiError> {
+        Ok(())
+    }
+    fn console(&self) -> Result<Console, ApiError> {
+        Err(ApiError::new(Status::Conflict, "there are enough"))
     }
 }
 

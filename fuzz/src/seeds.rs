@@ -219,7 +219,7 @@ fn steps(seeds: &Seeds<'_>) {
     };
     let devices =
         ["chipset_devices", "irqchip_devices", "pci_bus", "virtio_queue", "virtio_rng", "virtio_blk"];
-    for target in devices.into_iter().chain(["apic_page", "x86_paging"]) {
+    for target in devices.into_iter().chain(["apic_page", "x86_paging", "virtio_vsock"]) {
         for n in 0..6u8 {
             let bytes: Vec<u8> = (0..160).map(|_| next()).collect();
             seeds.put(target, &format!("steps-{n}"), &[&[n], &bytes]);

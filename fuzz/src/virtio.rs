@@ -25,7 +25,7 @@ fn address(input: &mut Input<'_>) -> u64 {
 fn step(driver: &mut Driver, input: &mut Input<'_>) {
     let queue = usize::from(input.u8()) % driver.rings.len().max(1);
     let len = usize::from(input.below(65));
-    match input.below(12) {
+    match input.below(13) {
         0 => drop(driver.init(input.u64() | VERSION_1)),
         1 | 2 => {
             let (index, to, bytes) = (input.u16() % 140, address(input), input.value() as u32);
@@ -60,6 +60,19 @@ fn step(driver: &mut Driver, input: &mut Input<'_>) {
             let data = input.bytes(len);
             driver.give(queue, &[&head, data], &[room, 1]);
             driver.kick(queue);
+        }
+        11 => {
+            // A packet of sockets from the guest's end, of a few connections, with room for what comes.
+            let (ports, op) = (input.u8(), input.u8() % 9);
+            let (guest, host) = (u32::from(ports & 3), u32::from(ports >> 2 & 3));
+            let words = [3, 0, 2, 0, guest, host, len as u32, 1 | u32::from(op) << 16];
+            let more = [u32::from(input.u8()), u32::from(input.u16()), u32::from(input.u8())];
+            let head: Vec<u8> = words.iter().chain(&more).flat_map(|word| word.to_le_bytes()).collect();
+            let data = input.bytes(len);
+            driver.give(1 % driver.rings.len(), &[&head, data], &[]);
+            driver.give(0, &[], &[44, 64]);
+            driver.kick(1);
+            driver.kick(0);
         }
         _ => {
             let mut function = driver.function.lock().unwrap();

@@ -85,6 +85,26 @@ fn a_guessed_format_reaches_no_further() {
 }
 
 #[test]
+fn what_an_image_names_may_be_opened_otherwise() {
+    let env = env();
+    create(&env, "base", None, &[]);
+    create(&env, "top", Some(("base", Some("qcow2"))), &[]);
+    let with = |format: Option<&str>, options: &[(&str, &str)]| {
+        let wish = NodeSpec { options: options.iter().copied().collect(), ..NodeSpec::new("", format) };
+        let backing = BackingSpec::Changed(Box::new(wish));
+        Disk::open(&env, &NodeSpec { backing, ..NodeSpec::new("top", Some("qcow2")) })
+    };
+    let below = |disk: Disk| disk.backing().unwrap().node().format_name().to_owned();
+    assert_eq!(below(with(None, &[("lazy-refcounts", "on")]).unwrap()), "qcow2");
+    assert_eq!(below(with(Some("raw"), &[]).unwrap()), "raw");
+    let Err(Error::Reference { source, .. }) = with(None, &[("bogus", "1")]) else { panic!("it opens") };
+    assert!(source.to_string().contains("does not support the option 'bogus'"), "{source}");
+    let wish = BackingSpec::Changed(Box::new(NodeSpec::new("", None)));
+    let alone = NodeSpec { backing: wish, ..NodeSpec::new("base", Some("qcow2")) };
+    assert!(matches!(Disk::open(&env, &alone), Err(Error::Reference { .. })));
+}
+
+#[test]
 fn many_threads_write_one_disk() {
     for options in [&[("cluster_size", "4k")][..], &[("cluster_size", "16k"), ("extended_l2", "on")]] {
         let env = env();

@@ -32,6 +32,17 @@ pub enum Error {
         /// ` (process 123, qemu-system-x86)`, or empty where it cannot be seen.
         holder: String,
     },
+    /// This process itself uses the image in a way that excludes a second use: it was given twice.
+    #[error(
+        "'{name}' is open here already, with a {permission} lock: the same image was given twice; two overlays of it can be \
+         written at once"
+    )]
+    LockedHere {
+        /// The file.
+        name: String,
+        /// Which right is contended, as in [`Error::Locked`].
+        permission: String,
+    },
     /// The file is not an image of the format that it was opened as.
     #[error("'{name}' is not a {format} image: {reason}")]
     NotThisFormat {

@@ -266,7 +266,7 @@ fn locks_are_qemus() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains("lock"), "{text}");
     let again = Disk::open(&bench.env, &spec(&bench.path())).map(|_| ());
-    assert!(matches!(again, Err(Error::Locked { .. })), "{again:?}");
+    assert!(matches!(again, Err(Error::LockedHere { .. })), "{again:?}");
     let mut shared = NodeSpec::new(bench.path(), Some("qcow2"));
     shared.lock = LockMode::None;
     Disk::open(&bench.env, &shared).unwrap();

@@ -37,6 +37,8 @@ pub enum BackingSpec {
     None,
     /// This one, whatever the image says.
     Node(Box<NodeSpec>),
+    /// The file that the image names, opened as this says where it says anything; its own name counts for nothing.
+    Changed(Box<NodeSpec>),
 }
 
 /// A node of a chain: how to open an image.
@@ -183,6 +185,18 @@ impl Secrets {
     pub fn get(&self, id: &str) -> Result<&[u8]> {
         let secret = self.0.get(id).map(|secret| secret.as_slice());
         secret.ok_or_else(|| Error::option(format!("No secret with id '{id}'")))
+    }
+
+    /// The secret of that id, which is a passphrase: text, so that every program that knows the format can be given it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] where there is none, or it is no text.
+    pub fn passphrase(&self, id: &str) -> Result<&[u8]> {
+        let secret = self.get(id)?;
+        match std::str::from_utf8(secret).is_ok_and(|text| !text.contains('\0')) {
+            true => Ok(secret),
+            false => Err(Error::option(format!("Data from secret {id} is not valid UTF-8"))),
+        }
     }
 }
 

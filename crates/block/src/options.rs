@@ -49,11 +49,37 @@ impl Options {
     /// [`Error::InvalidOption`].
     pub fn take_size(&mut self, name: &str) -> Result<Option<u64>> {
         let Some(value) = self.take(name) else { return Ok(None) };
+        let negative = value.strip_prefix('-').is_some_and(|rest| parse_size(rest).is_some());
         parse_size(&value).map(Some).ok_or_else(|| {
-            Error::option(format!(
-                "Parameter '{name}' expects a non-negative number below 2^64; optional suffixes k, M, G, T, P and E mean powers of 1024"
-            ))
+            Error::option(match negative {
+                true => format!("Value '{value}' is out of range for parameter '{name}'"),
+                false => format!(
+                    "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, \
+                     mega-, giga-, tera-, peta-\nand exabytes, respectively."
+                ),
+            })
         })
+    }
+
+    /// Takes one out that is a whole number.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`].
+    pub fn take_number(&mut self, name: &str) -> Result<Option<u64>> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let (negative, digits) = match value.strip_prefix('-') {
+            Some(digits) => (true, digits),
+            None => (false, value.as_str()),
+        };
+        let number = match digits.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16),
+            None => digits.parse(),
+        };
+        match number {
+            // As C has it: what is below zero counts from the other end.
+            Ok(number) => Ok(Some(if negative { number.wrapping_neg() } else { number })),
+            Err(_) => Err(Error::option(format!("Parameter '{name}' expects a number"))),
+        }
     }
 
     /// Takes out `preallocation`; off where it is not there.

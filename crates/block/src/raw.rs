@@ -51,6 +51,9 @@ impl Raw {
         options.finish()?;
         let mut raw = Self::over(request.storage)?;
         let have = raw.size.load(Ordering::Relaxed);
+        if size.is_some_and(|size| size % 512 != 0) {
+            return Err(Error::option("Specified size is not multiple of 512"));
+        }
         if offset > have {
             return Err(Error::option(format!(
                 "Offset ({offset}) cannot be greater than size of the containing file ({have})"
@@ -63,7 +66,7 @@ impl Raw {
         }
         raw.fixed = offset != 0 || size.is_some();
         raw.offset = offset;
-        raw.size.store(size.unwrap_or(have - offset), Ordering::Relaxed);
+        raw.size.store(size.unwrap_or((have - offset).next_multiple_of(512)), Ordering::Relaxed);
         raw.read_only |= request.read_only;
         Ok(raw)
     }

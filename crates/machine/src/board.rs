@@ -17,6 +17,7 @@ use umbra_memory::Memory;
 use umbra_net::Backend;
 use umbra_pci::{Bus, HostBridge};
 use umbra_state::Record;
+use umbra_virtio::vsock::Host as VsockHost;
 
 use crate::bus::{MmioBus, PortBus};
 use crate::crew::Gate;
@@ -42,6 +43,8 @@ pub(crate) struct BoardParts<'a> {
     pub disks: Vec<Disk>,
     /// The far ends of its network cards.
     pub networks: Vec<Box<dyn Backend>>,
+    /// The far end of its socket device.
+    pub vsock: Option<VsockHost>,
 }
 
 type Shared<T> = Arc<Mutex<T>>;
@@ -156,6 +159,7 @@ impl Board {
             bus: &mut bus,
             disks: parts.disks,
             networks: parts.networks,
+            vsock: parts.vsock,
         })?;
         let bus = shared(bus);
 

@@ -15,10 +15,11 @@ use umbra_pci::Bus;
 use umbra_virtio::blk::{Blk, BlkSpec};
 use umbra_virtio::net::{Net, NetSpec};
 use umbra_virtio::rng::Rng;
+use umbra_virtio::vsock::{Host as VsockHost, Vsock};
 use umbra_virtio::{VirtioDevice, VirtioPci};
 
 use crate::MachineError;
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, VsockSpec};
 
 /// A disk has a queue for each processor, but no more than keep its threads busy.
 const DISK_QUEUES_MAX: u32 = 8;
@@ -32,6 +33,7 @@ pub(crate) struct FunctionParts<'a> {
     pub bus: &'a mut Bus,
     pub disks: Vec<Disk>,
     pub networks: Vec<Box<dyn Backend>>,
+    pub vsock: Option<VsockHost>,
 }
 
 type Shared<T> = Arc<Mutex<T>>;
@@ -51,6 +53,10 @@ pub(crate) fn disk_name(index: usize) -> String {
 
 fn no_thread(error: std::io::Error) -> MachineError {
     MachineError::Host("cannot start a device's thread", error)
+}
+
+fn unpaired(what: &str) -> MachineError {
+    MachineError::Spec(what.to_owned())
 }
 
 impl Functions {
@@ -78,6 +84,19 @@ impl Functions {
         functions.add_networks(&mut parts)?;
         if spec.rng {
             functions.add("rng", Box::new(Rng::new().map_err(no_thread)?), &mut parts)?;
+        }
+        match (spec.vsock, parts.vsock.take()) {
+            (Some(VsockSpec { cid }), Some(host)) => {
+                let device = Vsock::new(cid, host).map_err(no_thread)?;
+                functions.add("vsock", Box::new(device), &mut parts)?;
+            }
+            (None, None) => {}
+            (Some(_), None) => {
+                return Err(unpaired("the machine has a socket device, and nothing to join it to"));
+            }
+            (None, Some(_)) => {
+                return Err(unpaired("the machine has no socket device, and a host for one was given"));
+            }
         }
         Ok(functions)
     }

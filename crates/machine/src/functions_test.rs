@@ -9,7 +9,10 @@ use umbra_boot::layout::PCI_ECAM;
 use umbra_engine::CpuIo;
 
 use crate::machine_test::{parts, spec};
-use crate::{DiskSpec, Machine, MachineError, MachineSpec, NetworkSpec, Parts, SavedMachine};
+use crate::{
+    DiskSpec, Machine, MachineError, MachineSpec, NetworkSpec, Parts, SavedMachine, VsockHost, VsockOutside,
+    VsockSpec,
+};
 
 #[derive(Debug)]
 struct One(Arc<MemoryStorage>);
@@ -164,6 +167,46 @@ fn network_cards_are_behind_the_disks_and_come_back_with_their_addresses() {
         |count| SavedMachine::open(bytes.as_slice()).unwrap().restore(spec.clone(), with_networks(count));
     assert_eq!(restore(2).unwrap().save(&json, Vec::new()).unwrap(), bytes);
     assert!(matches!(restore(1), Err(MachineError::Spec(_))));
+}
+
+/// Nobody listens for the guest.
+struct Nobody;
+
+impl VsockOutside for Nobody {
+    fn connect(&mut self, _port: u32) -> std::io::Result<std::os::fd::OwnedFd> {
+        Err(std::io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+#[test]
+fn a_socket_device_is_behind_the_others_and_comes_back_with_its_context_id() {
+    let with_host = |is_there: bool| {
+        let vsock = is_there.then(|| VsockHost { listener: None, outside: Box::new(Nobody) });
+        Parts { vsock, ..with_disks(&[2048]) }
+    };
+    let spec = MachineSpec {
+        disks: vec![DiskSpec::default()],
+        rng: true,
+        vsock: Some(VsockSpec { cid: 77 }),
+        ..spec()
+    };
+    let machine = Machine::new(spec.clone(), with_host(true)).unwrap();
+    let guest = Guest(&*machine.board);
+    let ids = [1, 2, 3, 4].map(|slot| guest.read(Guest::register(slot, 0)) >> 16);
+    assert_eq!(ids, [0x1042, 0x1044, 0x1053, 0xffff]);
+    guest.set_base(3, LOW);
+    assert_eq!(guest.read(LOW + 0x2000), 77);
+    machine.resume().unwrap();
+    machine.pause().unwrap();
+    let json = serde_json::to_vec(machine.spec()).unwrap();
+    let bytes = machine.save(&json, Vec::new()).unwrap();
+    let restore =
+        |is_there| SavedMachine::open(bytes.as_slice()).unwrap().restore(spec.clone(), with_host(is_there));
+    let again = restore(true).unwrap();
+    assert_eq!(Guest(&*again.board).read(LOW + 0x2000), 77);
+    assert!(matches!(restore(false), Err(MachineError::Spec(_))));
+    let without = MachineSpec { vsock: None, ..spec.clone() };
+    assert!(matches!(Machine::new(without, with_host(true)), Err(MachineError::Spec(_))));
 }
 
 #[test]

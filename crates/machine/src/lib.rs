@@ -29,7 +29,8 @@ use umbra_state::{ContainerError, StateError};
 pub use image::BootFiles;
 pub use machine::{Console, Machine, Parts};
 pub use save::{SavedMachine, saved_spec};
-pub use spec::{CpuModel, DiskSpec, KernelEntry, MachineSpec, NetworkSpec, SPEC_VERSION};
+pub use spec::{CpuModel, DiskSpec, KernelEntry, MachineSpec, NetworkSpec, SPEC_VERSION, VsockSpec};
+pub use umbra_virtio::vsock::{Host as VsockHost, Outside as VsockOutside};
 
 /// What happens to a machine by the guest's doing, or to its engine. All vCPUs stand, or will in a moment, when one is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use umbra_device::Clock;
 use umbra_engine::{CpuState, Engine, VcpuSpec, Vm, VmSpec};
 use umbra_memory::{Backing, Memory, Region, RegionKind};
 use umbra_net::Backend;
+use umbra_virtio::vsock::Host as VsockHost;
 use umbra_x86::cpuid::CpuidTable;
 
 use crate::board::{Board, BoardParts};
@@ -38,6 +39,8 @@ pub struct Parts {
     pub disks: Vec<Disk>,
     /// What is at the other end of each network card's cable, in the specification's order.
     pub networks: Vec<Box<dyn Backend>>,
+    /// What its socket device is joined to.
+    pub vsock: Option<VsockHost>,
 }
 
 /// A machine. While it is paused (as it is when made), no vCPU runs and its clock stands.
@@ -74,7 +77,7 @@ impl Machine {
         saved: Option<&[CpuState]>,
     ) -> Result<Self, MachineError> {
         spec.check()?;
-        let Parts { engine, shared_memory, console, events, disks, networks } = parts;
+        let Parts { engine, shared_memory, console, events, disks, networks, vsock } = parts;
         let cpus = Processors::new(spec.cpu_model, spec.cpus, &engine.supported_cpuid()?)?;
         // A machine that comes from another host keeps the layout that its guest was told there.
         let saved_bits = saved.and_then(|s| s.first()).and_then(|s| physical_bits(&s.cpuid_table()));
@@ -100,6 +103,7 @@ impl Machine {
             memory: &memory,
             disks,
             networks,
+            vsock,
         });
         let board = Arc::new(board?);
         let (mut vcpus, mut shown) = (Vec::new(), Vec::new());

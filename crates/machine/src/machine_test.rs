@@ -12,7 +12,7 @@ use umbra_engine::{
 };
 use umbra_x86::cpuid::{CpuidEntry, CpuidTable, feature};
 
-use crate::{CpuModel, DiskSpec, Event, Machine, MachineSpec, NetworkSpec, Parts, SavedMachine};
+use crate::{CpuModel, DiskSpec, Event, Machine, MachineSpec, NetworkSpec, Parts, SavedMachine, VsockSpec};
 
 /// What a fake processor does when it runs: called again and again until it is kicked.
 type Step = Arc<dyn Fn(u32, &dyn CpuIo) -> Option<Halt> + Send + Sync>;
@@ -123,7 +123,15 @@ pub(crate) fn parts(
     let engine = Box::new(Fake { step: Arc::new(step), supported: everything() });
     let console = Box::new(move |bytes: &[u8]| out.lock().unwrap().extend_from_slice(bytes));
     (
-        Parts { engine, shared_memory: false, console, events, disks: Vec::new(), networks: Vec::new() },
+        Parts {
+            engine,
+            shared_memory: false,
+            console,
+            events,
+            disks: Vec::new(),
+            networks: Vec::new(),
+            vsock: None,
+        },
         receiver,
         printed,
     )
@@ -312,6 +320,8 @@ fn wrong_specifications_are_refused() {
         card("53:54:00:12:34:56"),
         card("00:00:00:00:00:00"),
         card("52-54-00-12-34-56"),
+        MachineSpec { vsock: Some(VsockSpec { cid: 2 }), ..good.clone() },
+        MachineSpec { vsock: Some(VsockSpec { cid: u32::MAX }), ..good.clone() },
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use umbra_boot::layout::{CPUS_MAX, MACHINE_TYPE, MIB, PCI_SLOTS_DEVICES};
 
 use umbra_virtio::blk::SERIAL_LEN;
+use umbra_virtio::vsock::{CID_MAX, CID_MIN};
 
 use crate::MachineError;
 
@@ -51,6 +52,23 @@ pub struct MachineSpec {
     /// A source of entropy.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rng: bool,
+    /// Sockets between programs of the guest and of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSpec>,
+}
+
+/// A socket device. Where its connections lead on the host comes to the machine made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockSpec {
+    /// The guest's context ID: 3 to 4294967294.
+    pub cid: u32,
+}
+
+impl Default for VsockSpec {
+    fn default() -> Self {
+        Self { cid: CID_MIN }
+    }
 }
 
 /// A network card. What is at the other end of its cable comes to the machine made.
@@ -139,6 +157,7 @@ impl MachineSpec {
             disks: Vec::new(),
             networks: Vec::new(),
             rng: false,
+            vsock: None,
         }
     }
 
@@ -178,7 +197,8 @@ impl MachineSpec {
                 self.cmdline.len()
             ));
         }
-        let devices = self.disks.len() + self.networks.len() + usize::from(self.rng);
+        let single = usize::from(self.rng) + usize::from(self.vsock.is_some());
+        let devices = self.disks.len() + self.networks.len() + single;
         let slots = PCI_SLOTS_DEVICES.len();
         if devices > slots {
             return wrong(format!("{devices} devices on PCI: a machine has {slots} devices there at most"));
@@ -189,6 +209,10 @@ impl MachineSpec {
                 "`{}` is no serial number; it has at most {SERIAL_LEN} printable ASCII characters",
                 disk.serial.escape_default()
             ));
+        }
+        if let Some(VsockSpec { cid }) = self.vsock.filter(|vsock| !(CID_MIN..=CID_MAX).contains(&vsock.cid))
+        {
+            return wrong(format!("{cid} is no context ID of a guest; give {CID_MIN} to {CID_MAX}"));
         }
         self.networks.iter().try_for_each(|network| network.mac_bytes().map(drop))?;
         self.uuid_bytes().map(drop)

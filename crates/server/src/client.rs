@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::http::{read_response, write_request};
-use crate::types::{SaveRequest, VmInfo};
+use crate::http::{read_response, write_request, write_upgrade};
+use crate::types::{Ended, Port, PortName, SaveRequest, Status, VmInfo};
 
 /// Why a request had no success.
 #[derive(Debug, Error)]
@@ -40,21 +40,19 @@ impl<'a> Client<'a> {
     }
 
     fn request<T: DeserializeOwned>(&self, method: &str, path: &str, body: &Value) -> Result<T, ClientError> {
-        let connect = UnixStream::connect(self.path);
-        let mut stream = connect.map_err(|e| match e.kind() {
+        let mut stream = self.connect()?;
+        write_request(&mut stream, method, path, body.to_string().as_bytes())?;
+        let (code, body) = read_response(&mut stream)?;
+        if code == 200 { Ok(serde_json::from_slice(&body)?) } else { Err(refused(&body)?) }
+    }
+
+    fn connect(&self) -> Result<UnixStream, ClientError> {
+        UnixStream::connect(self.path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning(self.path.display().to_string())
             }
             _ => ClientError::Io(e),
-        })?;
-        write_request(&mut stream, method, path, body.to_string().as_bytes())?;
-        let (code, body) = read_response(&mut stream)?;
-        if code == 200 {
-            return Ok(serde_json::from_slice(&body)?);
-        }
-        let value: Value = serde_json::from_slice(&body)?;
-        let message = value["error"].as_str().unwrap_or("it gave no reason");
-        Err(ClientError::Refused(message.to_owned()))
+        })
     }
 
     /// What the machine is.
@@ -81,4 +79,55 @@ impl<'a> Client<'a> {
         let body = serde_json::to_value(SaveRequest { path: path.to_owned() })?;
         self.request::<Value>("PUT", "/v1/vm/save", &body).map(drop)
     }
+
+    /// Waits for the machine's end.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; [`ClientError::Io`] if it ended without a word.
+    pub fn wait(&self) -> Result<Ended, ClientError> {
+        self.request("GET", "/v1/vm/wait", &json!({}))
+    }
+
+    /// The ports of the host that lead to the guest.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn ports(&self) -> Result<Vec<Port>, ClientError> {
+        let mut answer: Value = self.request("GET", "/v1/vm/ports", &json!({}))?;
+        Ok(serde_json::from_value(answer["ports"].take())?)
+    }
+
+    /// Opens a port; the answer has its number.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn add_port(&self, port: &Port) -> Result<Port, ClientError> {
+        self.request("POST", "/v1/vm/ports", &serde_json::to_value(port)?)
+    }
+
+    /// Closes a port.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn remove_port(&self, port: &PortName) -> Result<(), ClientError> {
+        self.request::<Value>("DELETE", "/v1/vm/ports", &serde_json::to_value(port)?).map(drop)
+    }
+
+    /// The serial console: the connection, and what of it has been read.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn console(&self) -> Result<(UnixStream, Vec<u8>), ClientError> {
+        let mut stream = self.connect()?;
+        write_upgrade(&mut stream, "/v1/vm/console")?;
+        let (code, body) = read_response(&mut stream)?;
+        if code == Status::Switching.line().0 { Ok((stream, body)) } else { Err(refused(&body)?) }
+    }
+}
+
+/// What an answer that is no success says.
+fn refused(body: &[u8]) -> Result<ClientError, ClientError> {
+    let value: Value = serde_json::from_slice(body)?;
+    let message = value["error"].as_str().unwrap_or("it gave no reason");
+    Ok(ClientError::Refused(message.to_owned()))
 }

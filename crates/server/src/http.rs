@@ -18,7 +18,12 @@ pub(crate) struct Request {
     pub method: String,
     pub path: String,
     pub body: Vec<u8>,
+    /// The protocol to go on with, if another is asked for.
+    pub upgrade: Option<String>,
 }
+
+/// The protocol of a console's connection.
+pub(crate) const CONSOLE: &str = "umbra-console";
 
 /// Reads until the head is complete; what follows it is returned too.
 fn read_head(stream: &mut impl Read) -> io::Result<(Vec<u8>, usize)> {
@@ -73,10 +78,12 @@ pub(crate) fn read_request(stream: &mut impl Read) -> Result<Request, ApiError> 
     if len > REQUEST_BODY_MAX {
         return Err(ApiError::new(Status::TooLarge, "the request's body is larger than 64 KiB"));
     }
+    let upgrade = head.headers.iter().find(|h| h.name.eq_ignore_ascii_case("upgrade"));
+    let upgrade = upgrade.and_then(|h| Some(std::str::from_utf8(h.value).ok()?.trim().to_owned()));
     let (method, path) = (method.to_owned(), path.to_owned());
     let body = read_body(stream, bytes[end..].to_vec(), len)
         .map_err(|e| bad(&format!("cannot read the request's body: {e}")))?;
-    Ok(Request { method, path, body })
+    Ok(Request { method, path, body, upgrade })
 }
 
 /// Writes a request.
@@ -94,6 +101,20 @@ pub(crate) fn write_request(
     stream.write_all(body)
 }
 
+/// Asks for the console.
+pub(crate) fn write_upgrade(stream: &mut impl Write, path: &str) -> io::Result<()> {
+    let head =
+        format!("GET {path} HTTP/1.1\r\nHost: umbra\r\nConnection: Upgrade\r\nUpgrade: {CONSOLE}\r\n\r\n");
+    stream.write_all(head.as_bytes())
+}
+
+/// Agrees to go on with the console.
+pub(crate) fn write_switch(stream: &mut impl Write) -> io::Result<()> {
+    let (code, phrase) = Status::Switching.line();
+    let head = format!("HTTP/1.1 {code} {phrase}\r\nConnection: Upgrade\r\nUpgrade: {CONSOLE}\r\n\r\n");
+    stream.write_all(head.as_bytes())
+}
+
 /// Writes an answer.
 pub(crate) fn write_response(stream: &mut impl Write, status: Status, body: &[u8]) -> io::Result<()> {
     let ((code, phrase), len) = (status.line(), body.len());
@@ -104,7 +125,7 @@ pub(crate) fn write_response(stream: &mut impl Write, status: Status, body: &[u8
     stream.write_all(body)
 }
 
-/// Reads an answer: its code and body.
+/// Reads an answer: its code and body. Of an answer that switches the protocol, the body is what has come of the other one.
 pub(crate) fn read_response(stream: &mut impl Read) -> io::Result<(u16, Vec<u8>)> {
     let odd = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let (bytes, end) = read_head(stream)?;
@@ -112,6 +133,9 @@ pub(crate) fn read_response(stream: &mut impl Read) -> io::Result<(u16, Vec<u8>)
     let mut head = httparse::Response::new(&mut headers);
     head.parse(&bytes).map_err(|_| odd("the answer is no HTTP/1.1"))?;
     let code = head.code.ok_or_else(|| odd("the answer has no status"))?;
+    if code == Status::Switching.line().0 {
+        return Ok((code, bytes[end..].to_vec()));
+    }
     let len = content_length(head.headers)
         .filter(|n| *n <= RESPONSE_BODY_MAX)
         .ok_or_else(|| odd("the answer's length is wrong"))?;

@@ -3,31 +3,36 @@
 //! It reads the command line, opens files and sockets, starts the worker, hands it descriptors, owns the terminal and answers the
 //! control socket. It never touches guest memory.
 
-use std::fs::{self, File};
+mod control;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitCode, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP};
 use umbra_machine::MachineSpec;
-use umbra_server::{ApiError, Manage, Server, Status, VcpuStats, VmInfo, VmState};
+use umbra_server::{Ended, Port, Server};
 
+use crate::detach::Report;
 use crate::disk::grant::Grant;
 use crate::events::Events;
-use crate::paths::{control_socket, take_name};
-use crate::protocol::{Answer, Ending, Link, Message, Order, Request, Start};
+use crate::hub::Hub;
+use crate::kept::Kept;
+use crate::paths::{claim_name, control_socket};
+use crate::protocol::{Answer, Ending, Link, Message, Order, Start};
+use crate::record::{Record, now_ms};
 use crate::stats;
-use crate::terminal::{self, Command, Raw, pass_input, pass_output, say};
+use crate::terminal::{self, Command, Keys, Raw, pass_input, say};
+use crate::vsock::{Listening, default_path};
 
 /// How long a worker may take to end when it is asked to.
 const STOP_TIME: Duration = Duration::from_secs(5);
@@ -42,8 +47,35 @@ pub struct Job {
     pub descriptors: Vec<OwnedFd>,
     /// `kvm` or `soft`.
     pub engine: &'static str,
+    /// Where the host's side of its sockets is to be.
+    pub vsock: Option<PathBuf>,
     /// Where events are written.
     pub events: Events,
+    /// Ports of the host that lead to the guest from the start.
+    pub ports: Vec<Port>,
+    /// Where the start of a machine without a terminal is reported; none for one with.
+    pub report: Option<Report>,
+    /// Nothing is to be left of it.
+    pub remove: bool,
+}
+
+impl Job {
+    fn record(&self) -> Record {
+        Record {
+            name: self.name.clone(),
+            engine: self.engine.into(),
+            spec: serde_json::Value::Null,
+            arguments: std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect(),
+            folder: std::env::current_dir().unwrap_or_default(),
+            detached: self.report.is_some(),
+            remove: self.remove,
+            started_ms: now_ms(),
+            ended_ms: None,
+            exit_code: None,
+            ending: None,
+            message: None,
+        }
+    }
 }
 
 /// Runs a machine to its end.
@@ -52,14 +84,27 @@ pub struct Job {
 /// It could not be started.
 pub fn run(job: Job) -> anyhow::Result<ExitCode> {
     let socket = control_socket(&job.name)?;
-    let _lock = take_name(&job.name)?.with_context(|| {
+    let _lock = claim_name(&job.name)?.with_context(|| {
         format!("a machine named `{0}` is running; choose another --name, or end it with `umbra stop --force {0}`", job.name)
     })?;
+    let kept = Kept::begin(job.record())?;
+    let run = live(job, &kept, &socket);
+    if let Err(e) = &run {
+        kept.end(&ended_of(&Ending::NotStarted(format!("{e:#}"))));
+    }
+    run
+}
+
+/// Runs a machine whose name is ours.
+fn live(mut job: Job, kept: &Kept, socket: &Path) -> anyhow::Result<ExitCode> {
+    let _vsock = listen(&mut job)?;
     let (console, theirs) = UnixStream::pair().context("cannot make the console")?;
-    let (worker, link) = start_worker(&job, theirs)?;
-    let broker = Arc::new(Broker::new(&job, worker, link));
+    let (worker, link) = start_worker(&mut job, theirs)?;
+    let report = job.report.take();
+    let broker = Arc::new(Broker::new(&job, worker, link, Arc::new(Hub::new(console)), report));
     let watch = watch_signals(broker.clone())?;
-    let ending = broker.serve(&job, &socket, console);
+    let mut server = None;
+    let ending = broker.serve(&job, kept, socket, &mut server);
     watch.close();
     if ending.is_err() {
         // Nobody has asked it to end, and nobody needs it any more.
@@ -70,13 +115,45 @@ pub fn run(job: Job) -> anyhow::Result<ExitCode> {
         Some(ending) => ending,
         None => Ending::Error(format!("the machine's process ended by itself ({status})")),
     };
-    Ok(broker.conclude(&job, &ending))
+    let ended = ended_of(&ending);
+    broker.conclude(&job, &ended);
+    kept.end(&ended);
+    let code = ExitCode::from(ended.exit_code);
+    *lock(&broker.ended) = Some(ended);
+    broker.has_ended.notify_all();
+    // Who waits is answered before we go.
+    drop(server);
+    Ok(code)
+}
+
+/// Listens where the host's side of the machine's sockets is to be: now that the name is ours, so is the path.
+fn listen(job: &mut Job) -> anyhow::Result<Option<Listening>> {
+    let Some(path) = &job.vsock else { return Ok(None) };
+    let (listening, descriptors) = Listening::start(path)?;
+    job.descriptors.extend(descriptors);
+    listening.known_as(default_path(&job.name)?).map(Some)
+}
+
+/// How an ending is told: exit code, name, and what more there is to say.
+fn ended_of(ending: &Ending) -> Ended {
+    let (exit_code, name, message) = match ending {
+        Ending::PowerOff => (0, "power-off", None),
+        Ending::Stopped => (0, "stopped", None),
+        Ending::Reset => (0, "reset", None),
+        Ending::Panicked => (3, "panic", Some("the guest's kernel panicked".to_owned())),
+        Ending::TripleFault => {
+            (4, "triple-fault", Some("triple fault: the guest's processor shut down".to_owned()))
+        }
+        Ending::Error(why) => (5, "internal-error", Some(why.clone())),
+        Ending::NotStarted(why) => (1, "not-started", Some(why.clone())),
+    };
+    Ended { exit_code, ending: name.to_owned(), message }
 }
 
 /// What the software engine looks for in its environment, to find faults of one tier.
 const ENGINE: [&str; 3] = ["UMBRA_TRANSLATE_AFTER", "UMBRA_VALIDATE", "UMBRA_LOCKSTEP"];
 
-fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)> {
+fn start_worker(job: &mut Job, console: UnixStream) -> anyhow::Result<(Child, Link)> {
     let (link, theirs) = Link::pair().context("cannot make the worker's socket")?;
     let mut process = Process::new("/proc/self/exe");
     process
@@ -87,11 +164,15 @@ fn start_worker(job: &Job, console: UnixStream) -> anyhow::Result<(Child, Link)>
     // Nothing of the user's environment is the worker's business, and signals from the terminal are the broker's.
     process.env_clear().process_group(0);
     process.envs(ENGINE.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    if job.report.is_some() {
+        // Who could read it will be gone. What ends it is in the record.
+        process.stderr(Stdio::null());
+    }
     let worker = process.spawn().context("cannot start the machine's process")?;
     drop(process);
-    let console = OwnedFd::from(console);
-    let mut all: Vec<BorrowedFd<'_>> = vec![console.as_fd()];
-    all.extend(job.descriptors.iter().map(AsFd::as_fd));
+    // They are the worker's from now on: a port that it closes shall be closed.
+    let descriptors: Vec<_> = [OwnedFd::from(console)].into_iter().chain(job.descriptors.drain(..)).collect();
+    let all: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     link.send(&job.start, &all).context("cannot talk to the machine's process")?;
     Ok((worker, link))
 }
@@ -111,6 +192,13 @@ struct Broker {
     answers: Mutex<Receiver<WorkerAnswer>>,
     /// Gone when the worker is.
     answer: Mutex<Option<Sender<WorkerAnswer>>>,
+    hub: Arc<Hub>,
+    ports: Mutex<Vec<Port>>,
+    report: Option<Report>,
+    started_ms: u64,
+    /// How it ended, when it has.
+    ended: Mutex<Option<Ended>>,
+    has_ended: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -118,7 +206,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Broker {
-    fn new(job: &Job, worker: Child, link: Link) -> Self {
+    fn new(job: &Job, worker: Child, link: Link, hub: Arc<Hub>, report: Option<Report>) -> Self {
         let (sender, receiver) = channel();
         Self {
             link,
@@ -130,6 +218,12 @@ impl Broker {
             paused: AtomicBool::new(job.start.paused),
             answers: Mutex::new(receiver),
             answer: Mutex::new(Some(sender)),
+            hub,
+            ports: Mutex::new(job.ports.clone()),
+            report,
+            started_ms: now_ms(),
+            ended: Mutex::new(None),
+            has_ended: Condvar::new(),
         }
     }
 }
@@ -139,13 +233,14 @@ impl Broker {
     fn serve(
         self: &Arc<Self>,
         job: &Job,
+        kept: &Kept,
         socket: &Path,
-        console: UnixStream,
+        server: &mut Option<Server>,
     ) -> anyhow::Result<Option<Ending>> {
-        let output = console.try_clone().context("cannot make the console")?;
-        let output = std::thread::Builder::new().name("output".into()).spawn(move || pass_output(output))?;
+        let (hub, reader) = (self.hub.clone(), kept.reader()?);
+        let output =
+            std::thread::Builder::new().name("output".into()).spawn(move || hub.pass_output(reader))?;
         let mut raw = None;
-        let mut server = None;
         let mut counted = Vec::new();
         let mut grant = Grant::new(&job.start.disks);
         let ending = loop {
@@ -162,21 +257,11 @@ impl Broker {
                 }
                 Message::Created(spec) => {
                     grant.end();
-                    job.events.write(
-                        "created",
-                        &self.name,
-                        &json!({ "engine": self.engine, "cpus": spec.cpus, "memory": spec.memory }),
-                    );
-                    *lock(&self.spec) = Some(spec);
-                    server = Some(
-                        Server::start(socket, self.clone())
-                            .with_context(|| format!("cannot listen at {}", socket.display()))?,
-                    );
-                    raw = Raw::enter().context("cannot use the terminal")?;
-                    self.clone().start_input(console.try_clone()?, raw.is_some())?;
+                    kept.made(&spec);
+                    raw = self.created(job, spec, socket, server)?;
                 }
-                Message::Booted => job.events.write("booted", &self.name, &json!({})),
-                Message::Restored => job.events.write("restored", &self.name, &json!({})),
+                Message::Booted => self.runs(job, "booted")?,
+                Message::Restored => self.runs(job, "restored")?,
                 Message::Reset => job.events.write("reset", &self.name, &json!({})),
                 Message::Answer(answer) => {
                     if let Some(sender) = &*lock(&self.answer) {
@@ -189,8 +274,6 @@ impl Broker {
             }
         };
         lock(&self.answer).take();
-        drop(server);
-        drop(console);
         // The worker closes its end when it ends; all that the guest wrote is shown before we go on.
         self.end_worker();
         let _ = output.join();
@@ -199,9 +282,42 @@ impl Broker {
         Ok(ending)
     }
 
-    fn start_input(self: Arc<Self>, console: UnixStream, raw: bool) -> io::Result<()> {
+    /// The machine is there: from now on it is managed and typed to.
+    fn created(
+        self: &Arc<Self>,
+        job: &Job,
+        spec: MachineSpec,
+        socket: &Path,
+        server: &mut Option<Server>,
+    ) -> anyhow::Result<Option<Raw>> {
+        let made = json!({ "engine": self.engine, "cpus": spec.cpus, "memory": spec.memory });
+        job.events.write("created", &self.name, &made);
+        *lock(&self.spec) = Some(spec);
+        let started = Server::start(socket, self.clone());
+        *server = Some(started.with_context(|| format!("cannot listen at {}", socket.display()))?);
+        match &self.report {
+            Some(report) if job.start.paused => report.ready(&self.name).map(|()| None),
+            Some(_) => Ok(None),
+            None => {
+                let raw = Raw::enter().context("cannot use the terminal")?;
+                self.clone().start_input(raw.is_some())?;
+                Ok(raw)
+            }
+        }
+    }
+
+    /// Its processors run for the first time.
+    fn runs(&self, job: &Job, event: &str) -> anyhow::Result<()> {
+        job.events.write(event, &self.name, &json!({}));
+        match &self.report {
+            Some(report) if !job.start.paused => report.ready(&self.name),
+            _ => Ok(()),
+        }
+    }
+
+    fn start_input(self: Arc<Self>, raw: bool) -> io::Result<()> {
         std::thread::Builder::new().name("input".into()).spawn(move || {
-            if pass_input(console, raw) == Some(Command::Leave) {
+            if pass_input(self.hub.input(), raw.then(Keys::of_machine)) == Some(Command::Leave) {
                 self.stop_worker();
             }
         })?;
@@ -244,147 +360,17 @@ impl Broker {
         lock(&self.worker).wait().map_or_else(|e| e.to_string(), |status| status.to_string())
     }
 
-    /// Writes the last event, tells the user, and gives the exit code.
-    fn conclude(&self, job: &Job, ending: &Ending) -> ExitCode {
-        let crashed = |reason: &str, more: &str| {
-            job.events.write("crashed", &self.name, &json!({ "reason": reason, "message": more }))
-        };
-        match ending {
-            Ending::PowerOff => job.events.write("halted", &self.name, &json!({ "reason": "power-off" })),
-            Ending::Stopped => job.events.write("halted", &self.name, &json!({ "reason": "stopped" })),
-            Ending::Reset => job.events.write("halted", &self.name, &json!({ "reason": "reset" })),
-            Ending::Panicked => {
-                crashed("panic", "");
-                say("the guest's kernel panicked");
-                return ExitCode::from(3);
-            }
-            Ending::TripleFault => {
-                crashed("triple-fault", "");
-                say("triple fault: the guest's processor shut down");
-                return ExitCode::from(4);
-            }
-            Ending::Error(why) => {
-                crashed("internal-error", why);
-                say(&format!("internal error: {why}"));
-                return ExitCode::from(5);
-            }
-            Ending::NotStarted(why) => {
-                crashed("not-started", why);
-                say(why);
-                return ExitCode::from(1);
-            }
+    /// Writes the last event and tells the user.
+    fn conclude(&self, job: &Job, ended: &Ended) {
+        let Ended { exit_code, ending, message } = ended;
+        if *exit_code == 0 {
+            return job.events.write("halted", &self.name, &json!({ "reason": ending }));
         }
-        ExitCode::SUCCESS
-    }
-
-    /// Asks the worker and waits for its answer.
-    fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Answer, ApiError> {
-        let failed = |why: String| ApiError::new(Status::Internal, why);
-        let answers = lock(&self.answers);
-        self.link
-            .send(&Order::Ask(request), descriptors)
-            .map_err(|e| failed(format!("the machine's process does not answer: {e}")))?;
-        match answers.recv() {
-            Ok(answer) => answer.map_err(failed),
-            Err(_) => Err(failed("the machine has ended".into())),
-        }
-    }
-
-    fn save_to(&self, path: &Path) -> Result<(), ApiError> {
-        let refused = |what: &str, e: io::Error| {
-            ApiError::new(Status::Internal, format!("{what} {}: {e}", path.display()))
-        };
-        let temporary = Temporary::beside(path).map_err(|e| refused("cannot write", e))?;
-        let was_paused = self.paused.swap(true, Ordering::SeqCst);
-        let saved = self.ask(Request::Save, &[temporary.file.as_fd()]);
-        let saved = saved.and_then(|_| temporary.keep(path).map_err(|e| refused("cannot write", e)));
-        if saved.is_err() && !was_paused {
-            // A machine that could not be saved goes on.
-            self.paused.store(false, Ordering::SeqCst);
-            self.ask(Request::Resume, &[])?;
-        }
-        saved
-    }
-}
-
-/// A file that becomes another one when it is complete, and goes away if it does not.
-struct Temporary {
-    file: File,
-    path: PathBuf,
-}
-
-impl Temporary {
-    fn beside(path: &Path) -> io::Result<Self> {
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_string_lossy();
-        let path = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self { file, path })
-    }
-
-    fn keep(&self, path: &Path) -> io::Result<()> {
-        self.file.sync_all()?;
-        fs::rename(&self.path, path)?;
-        // The name is safe only when its folder is.
-        File::open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After `keep` there is nothing there any more.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-impl Manage for Broker {
-    fn info(&self) -> Result<VmInfo, ApiError> {
-        let spec = lock(&self.spec);
-        let spec =
-            spec.as_ref().ok_or_else(|| ApiError::new(Status::Conflict, "the machine is being made"))?;
-        let state = if self.paused.load(Ordering::SeqCst) { VmState::Paused } else { VmState::Running };
-        Ok(VmInfo {
-            name: self.name.clone(),
-            engine: self.engine.into(),
-            state,
-            cpus: spec.cpus,
-            memory: spec.memory,
-            broker_pid: std::process::id(),
-            worker_pid: self.worker_pid,
-        })
-    }
-
-    fn stats(&self) -> Result<Vec<VcpuStats>, ApiError> {
-        match self.ask(Request::Stats, &[])? {
-            Answer::Stats(all) => Ok(all.into_iter().map(|one| one.into_iter().collect()).collect()),
-            Answer::Done => Err(ApiError::new(Status::Internal, "the machine's process gave another answer")),
-        }
-    }
-
-    fn pause(&self) -> Result<(), ApiError> {
-        self.ask(Request::Pause, &[])?;
-        self.paused.store(true, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), ApiError> {
-        self.ask(Request::Resume, &[])?;
-        self.paused.store(false, Ordering::SeqCst);
-        Ok(())
-    }
-
-    fn save(&self, path: &Path) -> Result<(), ApiError> {
-        self.save_to(path)
-    }
-
-    fn power_button(&self) -> Result<(), ApiError> {
-        self.ask(Request::PowerButton, &[]).map(drop)
-    }
-
-    fn stop(&self) -> Result<(), ApiError> {
-        // If it is gone, that is what was asked for; one that does not hear is made to end.
-        let _ = self.link.send(&Order::Stop, &[]);
-        self.end_worker();
-        Ok(())
+        // What has a name needs no other words.
+        let more = message.as_deref().filter(|_| matches!(exit_code, 1 | 5)).unwrap_or_default();
+        job.events.write("crashed", &self.name, &json!({ "reason": ending, "message": more }));
+        let why = message.as_deref().unwrap_or(ending);
+        say(&if *exit_code == 5 { format!("internal error: {why}") } else { why.to_owned() });
     }
 }
 
@@ -397,12 +383,7 @@ fn watch_signals(broker: Arc<Broker>) -> anyhow::Result<signal_hook::iterator::H
         let mut again = false;
         for signal in signals.forever() {
             match signal {
-                SIGTSTP => {
-                    terminal::leave_for_stop();
-                    // It stops here. If the system refuses, the machine just goes on.
-                    let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
-                }
-                SIGCONT => terminal::return_from_stop(),
+                _ if terminal::stopped(signal) => {}
                 _ if std::mem::replace(&mut again, true) => broker.kill_worker(),
                 _ => broker.stop_worker(),
             }

@@ -1,13 +1,17 @@
 //! The command line: one definition gives the parser, the help and its test.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use umbra_machine::{CpuModel, KernelEntry};
+use umbra_net::user::ForwardProtocol;
 
 use crate::disk::{self, DiskOption};
 use crate::net::{self, NetOption, Publish};
+use crate::shell::args::{CopyArgs, ExecArgs, ShellArgs};
+use crate::vsock::{self, VsockOption};
 
 /// Ends the help of `run` and `restore`.
 const EXIT_CODES: &str = "\
@@ -18,7 +22,17 @@ Exit codes:
   3  the guest's kernel panicked
   4  triple fault: the guest's processor shut down
   5  internal error of Umbra
+With --detach, 0 says that the machine runs; `umbra wait` ends with the code of its end.
 On a terminal, Ctrl-A x leaves and Ctrl-A h helps.";
+
+/// Ends the help of `wait`.
+const WAIT_CODES: &str = "\
+Exit codes:
+  0  the guest switched its power off, a reset with --no-reboot, or the user ended it
+  1  there is no such machine
+  3  the guest's kernel panicked
+  4  triple fault: the guest's processor shut down
+  5  internal error of Umbra, or the machine's processes were killed";
 
 /// A complete virtualization system for Linux hosts.
 #[derive(Debug, Parser)]
@@ -32,7 +46,8 @@ pub struct Cli {
 /// Everything that can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Boot a virtual machine with its serial console on this terminal; with no arguments a small Debian guest
+    /// Boot a virtual machine with its serial console on this terminal: an image (debian, alpine, or what `umbra image ls` lists), a
+    /// kernel, or with no arguments a small Debian guest in memory
     #[command(after_help = EXIT_CODES)]
     Run(RunArgs),
     /// Continue a saved machine
@@ -44,10 +59,34 @@ pub enum Command {
     Resume(Named),
     /// Save a machine to a file, and end it; `umbra restore` continues it
     Save(SaveArgs),
-    /// Ask a machine's guest to shut down, by its power button; --force ends it at once
+    /// Ask machines' guests to shut down, by their power buttons, and wait until they have; --force ends them at once
     Stop(StopArgs),
+    /// Start a machine again that was started with --detach and has ended, with the options and the folder of then
+    Start(Named),
+    /// Wait until a machine has ended, and end with its exit code
+    #[command(after_help = WAIT_CODES)]
+    Wait(Named),
     /// List the running machines of this user
     Ls(ListArgs),
+    /// Use the serial console of a running machine; Ctrl-A x leaves
+    Console(ConsoleArgs),
+    /// Print what a detached machine showed on its serial console, also after its end. Of what a guest writes without end, the last
+    /// mebibyte is kept, and up to another
+    Logs(LogsArgs),
+    /// Remove what ended machines left: record, log, and disks of their own
+    Rm(RemoveArgs),
+    /// Ports of the host that lead to a running machine's guest
+    Port {
+        /// What to do.
+        #[command(subcommand)]
+        command: PortCommand,
+    },
+    /// Log in to a machine's guest, or run a command there with a terminal; ends with the command's exit code
+    Shell(ShellArgs),
+    /// Run a command in a machine's guest, with our input and output; ends with its exit code, or 128 and the signal that ended it
+    Exec(ExecArgs),
+    /// Copy a file or a folder to a guest or from it
+    Cp(CopyArgs),
     /// Work on disk images: everything that `qemu-img` does, by the same words; `umbra image --help` tells more
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Image {
@@ -96,6 +135,15 @@ pub struct Common {
     /// so on. The software engine's alone
     #[arg(long)]
     pub profile: bool,
+    /// Run without a terminal: return when the machine runs (or say why it does not), and print its name. `umbra console` and
+    /// `umbra logs` show what it says
+    #[arg(long, short, conflicts_with_all = ["stats", "profile"])]
+    pub detach: bool,
+    /// Leave nothing when the machine has ended: neither log nor record, nor disks of its own
+    #[arg(long = "rm")]
+    pub remove: bool,
+    #[arg(long, hide = true)]
+    pub in_background: bool,
     /// Do not say which engine was taken and why
     #[arg(long, short)]
     pub quiet: bool,
@@ -104,6 +152,12 @@ pub struct Common {
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// An image to boot, built first where it is not there. What the guest writes is lost at the end, unless the machine has a --name
+    #[arg(value_name = "IMAGE", value_parser = parse_image, conflicts_with = "kernel")]
+    pub image: Option<String>,
+    /// How the machine of an image differs.
+    #[command(flatten)]
+    pub wishes: ImageArgs,
     /// Kernel: a bzImage (vmlinuz) or an ELF vmlinux
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -117,13 +171,18 @@ pub struct RunArgs {
     /// behind commas. Give it again for further ones; Linux calls them /dev/vda, /dev/vdb and so on
     #[arg(long = "disk", value_name = "FILE[,OPTIONS]", value_parser = disk::parse)]
     pub disks: Vec<DiskOption>,
-    /// A network: user (one in user space, by which the guest gets out and nobody in; options restrict=on|off, host=on|off,
-    /// ipv6=on|off, mtu=N and mac=ADDRESS behind commas) or none, which is the default without -p and --pcap
+    /// A network: user (the default: one in user space, by which the guest gets out and nobody in; options restrict=on|off,
+    /// host=on|off, ipv6=on|off, mtu=N and mac=ADDRESS behind commas) or none
     #[arg(long = "net", value_name = "NETWORK", value_parser = net::parse)]
     pub nets: Vec<NetOption>,
     /// What its network is joined to.
     #[command(flatten)]
     pub cable: Cable,
+    /// Sockets between programs of the guest and of the host (AF_VSOCK): [cid=N,]uds=PATH, or none. The host connects to the Unix
+    /// socket PATH and says `CONNECT port`; a guest that connects to port N of context ID 2 reaches PATH_N. The default guest
+    /// has them without this option, for `umbra shell`
+    #[arg(long, value_name = "SOCKETS", value_parser = vsock::parse)]
+    pub vsock: Option<VsockOption>,
     /// Give the guest a source of entropy
     #[arg(long)]
     pub rng: bool,
@@ -145,6 +204,20 @@ pub struct RunArgs {
     /// What runs it.
     #[command(flatten)]
     pub common: Common,
+}
+
+/// What a machine of an image is told when it first starts.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// What the guest of an image calls itself; the machine's name by default
+    #[arg(long, requires = "image", value_parser = parse_name)]
+    pub hostname: Option<String>,
+    /// A public key that may log in as root by ssh; those in ~/.ssh by default. Give it again for further ones
+    #[arg(long = "ssh-key", value_name = "FILE", requires = "image")]
+    pub ssh_keys: Vec<PathBuf>,
+    /// Size of the machine's disk, a number with M or G; the image's by default
+    #[arg(long, value_name = "SIZE", requires = "image", value_parser = parse_size)]
+    pub disk_size: Option<u64>,
 }
 
 /// What of the host a network is joined to, for `run` and `restore`.
@@ -175,6 +248,9 @@ pub struct RestoreArgs {
     /// What its network is joined to.
     #[command(flatten)]
     pub cable: Cable,
+    /// Where the host's side of its sockets is: uds=PATH. Connections do not outlive a restore
+    #[arg(long, value_name = "SOCKETS", value_parser = vsock::parse)]
+    pub vsock: Option<VsockOption>,
     /// Give the machine another name
     #[arg(long, value_parser = parse_name)]
     pub name: Option<String>,
@@ -225,23 +301,102 @@ pub enum AfterSave {
 /// Options of `stop`.
 #[derive(Debug, Args)]
 pub struct StopArgs {
-    /// The machine's name
-    #[arg(value_parser = parse_name)]
-    pub name: String,
-    /// End it at once
+    /// The machines' names
+    #[arg(value_parser = parse_name, required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// End them at once
     #[arg(long, short)]
     pub force: bool,
+    /// How long to wait for a guest to shut down; 0 presses its power button and does not wait
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 30, conflicts_with = "force")]
+    pub time: u64,
 }
 
 /// Options of `ls`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
+    /// Ended machines that left something, too
+    #[arg(long, short)]
+    pub all: bool,
     /// One JSON array
     #[arg(long)]
     pub json: bool,
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+/// Options of `console`.
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// The machine's name
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// Only look: what is typed does not reach the guest
+    #[arg(long, short)]
+    pub read_only: bool,
+}
+
+/// Options of `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The machine's name
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// Go on with what it shows, until it ends
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only so many lines of what was there
+    #[arg(long, short = 'n', value_name = "N")]
+    pub lines: Option<usize>,
+}
+
+/// Options of `rm`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// The machines' names
+    #[arg(value_parser = parse_name, required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// End a running one at once
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+/// What `umbra port` does.
+#[derive(Debug, Subcommand)]
+pub enum PortCommand {
+    /// Open a port; prints where it listens
+    Add {
+        /// The machine's name
+        #[arg(value_parser = parse_name)]
+        name: String,
+        /// As for `umbra run -p`; port 0 lets the host choose
+        #[arg(value_name = "[ADDRESS:]PORT:GUEST_PORT[/udp]", value_parser = net::parse_live)]
+        port: Publish,
+    },
+    /// Close a port; connections that came through it live on
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// The machine's name
+        #[arg(value_parser = parse_name)]
+        name: String,
+        /// As it was opened; the guest's port may be left out
+        #[arg(value_name = "[ADDRESS:]PORT[:GUEST_PORT][/udp]", value_parser = net::parse_removed)]
+        port: (ForwardProtocol, SocketAddr),
+    },
+    /// List them
+    Ls {
+        /// The machine's name
+        #[arg(value_parser = parse_name)]
+        name: String,
+        /// One JSON array
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Reads a number with M or G.
+///
+/// # Errors
+/// It is none.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is no size; write a number with M or G, such as 512M");
     let (digits, shift) = match text.to_ascii_uppercase() {
         t if t.ends_with('G') => (t[..t.len() - 1].to_owned(), 30),
@@ -264,6 +419,16 @@ pub fn parse_name(text: &str) -> Result<String, String> {
             Err("a name has 1 to 63 letters, digits, `-`, `_` and `.`, and starts with none of `.` and `-`"
                 .into())
         }
+    }
+}
+
+/// An image's name.
+fn parse_image(text: &str) -> Result<String, String> {
+    match text.contains('/') {
+        true => Err("an image is given by its name, and this is a file: a disk image boots with --disk FILE, --kernel and --initrd, \
+             and of an archive of a system `umbra image build file:NAME` makes an image"
+            .into()),
+        false => parse_name(text),
     }
 }
 

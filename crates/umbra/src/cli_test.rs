@@ -22,18 +22,49 @@ fn a_full_command_line() {
 }
 
 #[test]
+fn machines_without_a_terminal() {
+    let Command::Run(run) = parse("umbra run -dq --rm --name web").unwrap().command else {
+        panic!("not run")
+    };
+    assert!(run.common.detach && run.common.remove && run.common.quiet && !run.common.in_background);
+    let Command::Stop(stop) = parse("umbra stop web db -t 5").unwrap().command else { panic!("not stop") };
+    assert_eq!((stop.names.len(), stop.time, stop.force), (2, 5, false));
+    for line in [
+        "umbra restore -d file",
+        "umbra console -r web",
+        "umbra logs -fn 20 web",
+        "umbra rm -f web db",
+        "umbra wait web",
+        "umbra start web",
+        "umbra ls -a --json",
+        "umbra port rm web 8080",
+        "umbra port remove web [::1]:53:53/udp",
+    ] {
+        assert!(parse(line).is_ok(), "{line} was refused");
+    }
+}
+
+#[test]
 fn wrong_values_are_refused_with_a_reason() {
     for line in [
         "umbra run --memory 1",
         "umbra run --memory 0G",
         "umbra run --memory 99999999999999G",
         "umbra run --name ../x",
+        "umbra run ./disk.qcow2",
         "umbra run --name .",
         "umbra run --cpu-model i486",
         "umbra run --accel tcg",
         "umbra run --initrd i",
         "umbra restore f --initrd i",
         "umbra save web",
+        "umbra run -d --stats",
+        "umbra stop",
+        "umbra stop -f -t 3 web",
+        "umbra rm",
+        "umbra console",
+        "umbra port add web 80",
+        "umbra port remove web http",
     ] {
         assert!(parse(line).is_err(), "{line} was taken");
     }

@@ -2,26 +2,36 @@
 
 use std::io::{self, Write};
 use std::path::absolute;
+use std::process::{Command as Process, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use umbra_server::{Client, ClientError, VmInfo, VmState};
+use umbra_net::user::{Forward, ForwardProtocol};
+use umbra_server::{Client, ClientError, PortName, Protocol, VmState};
 
-use crate::cli::{AfterSave, ListArgs, Named, SaveArgs, StopArgs};
-use crate::paths::{control_socket, runtime_folder, take_name};
+use crate::cli::{AfterSave, Named, PortCommand, RemoveArgs, SaveArgs, StopArgs};
+use crate::net::{Publish, port_of};
+use crate::paths::{claim_name, control_socket, state_path, take_name};
+use crate::record::{self, Record};
+use crate::terminal::say;
+use crate::{detach, list};
 
+/// How long to wait before the power button is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
 /// How long a machine that was told to end may take.
 const END_TIME: Duration = Duration::from_secs(20);
+/// How often it is looked whether one has ended.
+const END_STEP: Duration = Duration::from_millis(10);
 
 /// Ends a machine at once and waits until it is gone, so that its name and files are free.
 fn end(name: &str) -> anyhow::Result<()> {
     act(name, "stop")?;
     let begun = Instant::now();
-    while take_name(name)?.is_none() {
+    while is_running(name)? {
         if begun.elapsed() > END_TIME {
             bail!("{name} does not end; kill its process (`umbra ls`)");
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(END_STEP);
     }
     Ok(())
 }
@@ -31,7 +41,11 @@ fn act(name: &str, action: &str) -> anyhow::Result<()> {
     explain(Client::new(&socket).act(action), name)
 }
 
-fn explain<T>(result: Result<T, ClientError>, name: &str) -> anyhow::Result<T> {
+/// What a client's error says to the user.
+///
+/// # Errors
+/// The same.
+pub fn explain<T>(result: Result<T, ClientError>, name: &str) -> anyhow::Result<T> {
     result.map_err(|e| match e {
         ClientError::NotRunning(_) => {
             anyhow::anyhow!("no machine named `{name}` is running; `umbra ls` lists those that are")
@@ -75,48 +89,181 @@ pub fn save(args: &SaveArgs) -> anyhow::Result<()> {
 /// `umbra stop`.
 ///
 /// # Errors
-/// There is no such machine, or it refuses.
+/// There is no such machine, or it refuses, or its guest does not shut down in time. Others are ended nevertheless.
 pub fn stop(args: &StopArgs) -> anyhow::Result<()> {
-    if args.force { end(&args.name) } else { act(&args.name, "power-button") }
+    each(&args.names, |name| if args.force { end(name) } else { shut_down(name, args.time) })
 }
 
-/// `umbra ls`.
-///
-/// # Errors
-/// The folder of control sockets cannot be read.
-pub fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let machines = running()?;
-    if args.json {
-        return print(&format!("{}\n", serde_json::to_string_pretty(&machines)?));
-    }
-    let mut table =
-        format!("{:<20} {:<8} {:<6} {:>4} {:>9} {:>8}\n", "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "PID");
-    for vm in machines {
-        let state = if vm.state == VmState::Running { "running" } else { "paused" };
-        let memory = vm.memory >> 20;
-        table += &format!(
-            "{:<20} {:<8} {:<6} {:>4} {:>5} MiB {:>8}\n",
-            vm.name, state, vm.engine, vm.cpus, memory, vm.worker_pid
+/// Does the same with several machines, and then says what went wrong with any of them.
+fn each(names: &[String], mut what: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let wrong: Vec<_> = names.iter().filter_map(|name| what(name).err()).map(|e| format!("{e:#}")).collect();
+    if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("; ")) }
+}
+
+/// Presses the power button and waits. A guest that is still starting does not hear it, so it is pressed again now and then.
+fn shut_down(name: &str, seconds: u64) -> anyhow::Result<()> {
+    let socket = control_socket(name)?;
+    let info = explain(Client::new(&socket).info(), name)?;
+    if info.state == VmState::Paused {
+        bail!(
+            "{name} is paused, and a paused guest does not see its power button; `umbra resume {name}` lets it go on, and `umbra stop --force {name}` ends it"
         );
     }
-    print(&table)
+    act(name, "power-button")?;
+    let begun = Instant::now();
+    let mut pressed = begun;
+    while seconds > 0 && is_running(name)? {
+        if pressed.elapsed() >= PRESS_AGAIN {
+            pressed = Instant::now();
+            // It may have ended in this moment.
+            let _ = Client::new(&socket).act("power-button");
+        }
+        if begun.elapsed() >= Duration::from_secs(seconds) {
+            bail!(
+                "{name} has not shut down within {seconds} s: its guest may not listen to the power button; `umbra stop --force {name}` ends it"
+            );
+        }
+        std::thread::sleep(END_STEP);
+    }
+    Ok(())
+}
+
+/// Whether somebody has the machine's name: it runs, is being started, or about to end.
+///
+/// # Errors
+/// The lock file cannot be made.
+pub fn is_running(name: &str) -> anyhow::Result<bool> {
+    Ok(take_name(name)?.is_none())
+}
+
+/// `umbra wait`.
+///
+/// # Errors
+/// There is no such machine.
+pub fn wait(args: &Named) -> anyhow::Result<ExitCode> {
+    let name = args.name.as_str();
+    let socket = control_socket(name)?;
+    match Client::new(&socket).wait() {
+        Ok(ended) => {
+            // Until its name and its files are free.
+            let begun = Instant::now();
+            while is_running(name)? && begun.elapsed() < END_TIME {
+                std::thread::sleep(END_STEP);
+            }
+            Ok(ExitCode::from(ended.exit_code))
+        }
+        Err(ClientError::Refused(why)) => bail!("{name}: {why}"),
+        // It has ended, or just did without an answer.
+        Err(gone) => match record::find(name)? {
+            Some(Record { ended_ms: Some(_), exit_code: Some(code), .. }) => Ok(ExitCode::from(code)),
+            Some(Record { ended_ms: Some(_), message, .. }) => {
+                say(&format!("{name}: {}", message.unwrap_or_else(|| "it has died".into())));
+                Ok(ExitCode::from(5))
+            }
+            _ => explain(Err(gone), name),
+        },
+    }
+}
+
+/// `umbra start`.
+///
+/// # Errors
+/// There is no such machine, it runs, or it does not start again.
+pub fn start(args: &Named) -> anyhow::Result<ExitCode> {
+    let name = args.name.as_str();
+    let Some(record) = record::find(name)? else {
+        bail!("there is no machine named `{name}`; `umbra ls --all` lists those that there are");
+    };
+    if record.ended_ms.is_none() {
+        bail!("{name} runs already");
+    }
+    let mut words = record.arguments;
+    if words.first().is_some_and(|word| word == "restore") {
+        // Its disks have gone on since it was saved.
+        bail!(
+            "{name} was restored from a saved machine, and does not start by itself; `umbra restore` continues what was saved"
+        );
+    }
+    if !words.iter().any(|word| word == detach::OPTION) {
+        words.insert(1.min(words.len()), detach::OPTION.into());
+    }
+    if !words.iter().any(|word| word.starts_with("--name")) {
+        // Its name was made for it.
+        words.extend(["--name".into(), name.into()]);
+    }
+    detach::begin(Process::new("/proc/self/exe").args(words).current_dir(&record.folder))
+        .with_context(|| format!("cannot start {name} in {}", record.folder.display()))
+}
+
+/// `umbra rm`.
+///
+/// # Errors
+/// There is no such machine, it runs, or what it left cannot be removed. Others are removed nevertheless.
+pub fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
+    each(&args.names, |name| {
+        let folder = state_path(name)?;
+        let mut was_running = false;
+        if args.force && is_running(name)? {
+            end(name)?;
+            was_running = true;
+        }
+        let Some(_taken) = claim_name(name)? else {
+            bail!("{name} runs; end it with `umbra stop {name}`, or give --force");
+        };
+        match std::fs::remove_dir_all(&folder) {
+            // It left nothing, which is what was asked for.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && was_running => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                bail!("there is no machine named `{name}`; `umbra ls --all` lists those that there are")
+            }
+            other => other.with_context(|| format!("cannot remove {}", folder.display())),
+        }
+    })
+}
+
+/// `umbra port`.
+///
+/// # Errors
+/// There is no such machine, the port is taken, or there is none.
+pub fn port(command: &PortCommand) -> anyhow::Result<()> {
+    let (PortCommand::Add { name, .. } | PortCommand::Remove { name, .. } | PortCommand::Ls { name, .. }) =
+        command;
+    let socket = control_socket(name)?;
+    let client = Client::new(&socket);
+    match command {
+        PortCommand::Add { port: Publish { protocol, host, guest_port }, .. } => {
+            let port =
+                port_of(&Forward { protocol: *protocol, host: *host, guest: None, guest_port: *guest_port });
+            let opened = explain(client.add_port(&port), name)?;
+            print(&format!("{}\n", list::arrow(&opened)))
+        }
+        PortCommand::Remove { port: (protocol, host), .. } => {
+            let protocol = match protocol {
+                ForwardProtocol::Tcp => Protocol::Tcp,
+                ForwardProtocol::Udp => Protocol::Udp,
+            };
+            explain(client.remove_port(&PortName { protocol, host: *host }), name)
+        }
+        PortCommand::Ls { json, .. } => {
+            let ports = explain(client.ports(), name)?;
+            if *json {
+                return print(&format!("{}\n", serde_json::to_string_pretty(&ports)?));
+            }
+            print(&ports.iter().map(|port| list::arrow(port) + "\n").collect::<String>())
+        }
+    }
 }
 
 /// Prints to standard output. A reader that has enough is no error.
-fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to standard output"),
-        _ => Ok(()),
-    }
+pub fn print(text: &str) -> anyhow::Result<()> {
+    print_bytes(text.as_bytes()).map(drop)
 }
 
-/// All machines that answer, by name. What a dead one left behind is passed over.
-fn running() -> anyhow::Result<Vec<VmInfo>> {
-    let folder = runtime_folder()?;
-    let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let sockets =
-        entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "sock"));
-    let mut machines: Vec<_> = sockets.filter_map(|p| Client::new(&p).info().ok()).collect();
-    machines.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(machines)
+/// The same; false if the reader has enough.
+pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.context("cannot write to standard output").map(|()| true),
+    }
 }

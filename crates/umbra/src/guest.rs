@@ -20,8 +20,10 @@ use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::paths::cache_folder;
-use interrupt::Interrupt;
-use progress::Progress;
+pub use deb::module_name;
+pub use initrd::MODULE_NAMES;
+pub use interrupt::Interrupt;
+pub use progress::{Progress, megabytes};
 
 /// The command line of a kernel that the user names, unless the user gives one.
 pub const CONSOLE: &str = "console=ttyS0";
@@ -39,7 +41,7 @@ const MODULES: &str = "modules";
 /// The file beside them that says which were looked for.
 const MODULES_TAKEN: &str = "modules-taken";
 /// Names of folders that are being made begin with this.
-const UNFINISHED: &str = ".making-";
+pub const UNFINISHED: &str = ".making-";
 
 /// The files of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,16 +157,21 @@ fn make(cache: &Path, progress: &mut Progress, interrupt: &Interrupt) -> anyhow:
 }
 
 /// A folder that goes away when it is dropped.
-struct Unfinished(PathBuf);
+pub struct Unfinished(PathBuf);
 
 impl Unfinished {
-    fn new(cache: &Path) -> anyhow::Result<Self> {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new(cache: &Path) -> anyhow::Result<Self> {
         let path = cache.join(format!("{UNFINISHED}{}", std::process::id()));
         fs::create_dir(&path).map_err(|e| cannot_write(&path, e))?;
         Ok(Self(path))
     }
 
-    fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -177,7 +184,7 @@ impl Drop for Unfinished {
 }
 
 /// Writes a file that is on the disk before its folder gets its final name.
-fn write_synced(path: &Path, from: &mut dyn io::Read) -> anyhow::Result<()> {
+pub fn write_synced(path: &Path, from: &mut dyn io::Read) -> anyhow::Result<()> {
     let mut write = || -> io::Result<()> {
         let mut file = File::create(path)?;
         io::copy(from, &mut file)?;
@@ -186,7 +193,8 @@ fn write_synced(path: &Path, from: &mut dyn io::Read) -> anyhow::Result<()> {
     write().map_err(|e| cannot_write(path, e))
 }
 
-fn sync_folder(path: &Path) -> anyhow::Result<()> {
+/// Puts a folder's names on the disk.
+pub fn sync_folder(path: &Path) -> anyhow::Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(|e| cannot_write(path, e))
 }
 

@@ -2,20 +2,30 @@
 #![forbid(unsafe_code)]
 
 mod accel;
+mod attach;
 mod broker;
+mod build;
 mod cli;
 mod commands;
 mod console;
+mod detach;
 mod disk;
 mod events;
 mod guest;
+mod hub;
 mod image;
+mod kept;
+mod list;
+mod log;
 mod net;
 mod paths;
 mod protocol;
+mod record;
 mod run;
+mod shell;
 mod stats;
 mod terminal;
+mod vsock;
 mod worker;
 
 use std::path::Path;
@@ -39,7 +49,17 @@ fn main() -> ExitCode {
         Command::Resume(args) => done(commands::resume(&args)),
         Command::Save(args) => done(commands::save(&args)),
         Command::Stop(args) => done(commands::stop(&args)),
-        Command::Ls(args) => done(commands::list(&args)),
+        Command::Start(args) => commands::start(&args),
+        Command::Wait(args) => commands::wait(&args),
+        Command::Ls(args) => done(list::list(&args)),
+        Command::Console(args) => done(attach::console(&args)),
+        Command::Logs(args) => done(attach::logs(&args)),
+        Command::Rm(args) => done(commands::remove(&args)),
+        Command::Port { command } => done(commands::port(&command)),
+        Command::Shell(args) => shell::shell(args),
+        Command::Exec(args) => shell::exec(args),
+        Command::Cp(args) => done(shell::copy::copy(&args)),
+        Command::Image { words } if build::is_ours(&words) => build::main(words),
         Command::Image { words } => Ok(image::main(false, words)),
         Command::Worker { parent } => done(worker::main(parent)),
     };

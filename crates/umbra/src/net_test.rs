@@ -3,7 +3,7 @@ use std::net::TcpListener;
 use umbra_net::user::ForwardProtocol;
 
 use super::open::{networks_of, prepare};
-use super::{NetOption, Publish, UserOption, mac_of, parse, parse_publish};
+use super::{NetOption, Publish, UserOption, mac_of, parse, parse_live, parse_publish, parse_removed};
 use crate::cli::Cable;
 
 #[test]
@@ -45,6 +45,12 @@ fn ports_are_read() {
     assert_eq!(parse_publish("8080:80/tcp"), publish(tcp, "127.0.0.1:8080", 80));
     assert_eq!(parse_publish("0.0.0.0:5353:53/udp"), publish(udp, "0.0.0.0:5353", 53));
     assert_eq!(parse_publish("[::1]:1:2"), publish(tcp, "[::1]:1", 2));
+    assert_eq!(parse_live("0:80"), publish(tcp, "127.0.0.1:0", 80));
+    assert_eq!(parse_removed("8080"), Ok((tcp, "127.0.0.1:8080".parse().unwrap())));
+    assert_eq!(parse_removed("8080:80"), Ok((tcp, "127.0.0.1:8080".parse().unwrap())));
+    assert_eq!(parse_removed("0.0.0.0:53/udp"), Ok((udp, "0.0.0.0:53".parse().unwrap())));
+    assert_eq!(parse_removed("[::1]:53:5353/udp"), Ok((udp, "[::1]:53".parse().unwrap())));
+    assert!(parse_removed("web").is_err());
     for (text, word) in [
         ("80", "`80`"),
         ("80:", "``"),
@@ -60,9 +66,10 @@ fn ports_are_read() {
 }
 
 #[test]
-fn ports_and_captures_want_a_network() {
+fn there_is_a_network_unless_none_is_asked_for() {
     let user = UserOption::default();
-    assert_eq!(networks_of(&[], false).unwrap(), []);
+    assert_eq!(networks_of(&[], false).unwrap(), std::slice::from_ref(&user));
+    assert_eq!(networks_of(&[NetOption::None], false).unwrap(), []);
     assert_eq!(networks_of(&[], true).unwrap(), std::slice::from_ref(&user));
     assert_eq!(networks_of(&[NetOption::User(user.clone())], true).unwrap(), std::slice::from_ref(&user));
     assert!(networks_of(&[NetOption::None], true).is_err());

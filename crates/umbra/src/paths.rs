@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 
 /// The longest path that a Unix socket may have (`sockaddr_un`), without the ending zero.
-const SOCKET_PATH_MAX: usize = 107;
+pub const SOCKET_PATH_MAX: usize = 107;
 
 fn absolute(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute())
@@ -68,6 +69,23 @@ impl Drop for TakenName {
     }
 }
 
+/// How long [`claim_name`] tries: others hold a name for the moment in which they look whether its machine lives.
+const CLAIM_TIME: Duration = Duration::from_millis(200);
+
+/// Takes the name of a machine that is to be started; `None` if a running machine has it.
+///
+/// # Errors
+/// The lock file cannot be made.
+pub fn claim_name(name: &str) -> anyhow::Result<Option<TakenName>> {
+    let begun = Instant::now();
+    loop {
+        match take_name(name)? {
+            None if begun.elapsed() < CLAIM_TIME => std::thread::sleep(Duration::from_millis(10)),
+            other => return Ok(other),
+        }
+    }
+}
+
 /// Takes the name of a machine; `None` if a running machine has it.
 ///
 /// # Errors
@@ -85,6 +103,36 @@ pub fn take_name(name: &str) -> anyhow::Result<Option<TakenName>> {
             return Ok(Some(TakenName { path, _file: file }));
         }
     }
+}
+
+/// The folder of what machines leave: `$XDG_STATE_HOME/umbra`, or `~/.local/state/umbra`. It may not be there.
+///
+/// # Errors
+/// There is no home.
+pub fn state_home() -> anyhow::Result<PathBuf> {
+    let base = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|h| h.join(".local/state")));
+    Ok(base.context("neither XDG_STATE_HOME nor HOME is set; set one")?.join("umbra"))
+}
+
+/// Where machine `name` keeps its record, its log and its own disks. It may not be there.
+///
+/// # Errors
+/// There is no home.
+pub fn state_path(name: &str) -> anyhow::Result<PathBuf> {
+    Ok(state_home()?.join(name))
+}
+
+/// The same, made if it is not there. A machine that has it when it starts leaves a record there when it ends, and
+/// everything in it stays until `umbra rm`, or until the machine's end with `--rm`. Whoever has the machine's name
+/// ([`take_name`]) may write to it.
+///
+/// # Errors
+/// There is no home, or it cannot be made.
+pub fn state_folder(name: &str) -> anyhow::Result<PathBuf> {
+    let folder = state_path(name)?;
+    make_private(&folder)
+        .with_context(|| format!("cannot make the machine's folder {}", folder.display()))?;
+    Ok(folder)
 }
 
 /// The cache folder: `$XDG_CACHE_HOME/umbra`, or `~/.cache/umbra`.

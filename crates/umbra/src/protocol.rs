@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::de::DeserializeOwned;
@@ -61,6 +61,8 @@ pub struct Start {
     pub disks: Vec<DiskFile>,
     /// Its networks; each says which descriptors of it follow.
     pub networks: Vec<NetworkStart>,
+    /// What its socket device is joined to follows: where the host connects, and where connections of the guest's are asked for.
+    pub vsock: bool,
     /// A reset ends the machine.
     pub no_reboot: bool,
     /// Stay paused.
@@ -117,6 +119,15 @@ pub enum Request {
     PowerButton,
     /// Counters.
     Stats,
+    /// Let a port of the host, whose socket follows, lead to the guest.
+    AddPort(PortStart),
+    /// Close one; connections that came through it live on.
+    RemovePort {
+        /// UDP, and else TCP.
+        udp: bool,
+        /// Where the host listens.
+        host: SocketAddr,
+    },
 }
 
 /// What the worker says.
@@ -210,7 +221,7 @@ impl Link {
     /// Receives a message and the descriptors beside it; `None` when the other side is gone.
     ///
     /// # Errors
-    /// A message that is no such message.
+    /// A message that is no such message, is longer than one may be, or has more descriptors beside it.
     pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut bytes = vec![0; MESSAGE_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
@@ -235,6 +246,12 @@ impl Link {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 descriptors.extend(fds);
             }
+        }
+        // The system's room for descriptors is rounded up, so that a few more than asked for may have come.
+        if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+            || descriptors.len() > DESCRIPTORS_MAX
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a message larger than one may be"));
         }
         Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, descriptors)))
     }

@@ -27,3 +27,24 @@ fn the_longest_specification_passes() {
     let Message::Created(back) = pass(&Message::Created(spec.clone())) else { panic!("another message") };
     assert_eq!(back, spec);
 }
+
+#[test]
+fn no_more_descriptors_come_than_a_message_may_have() {
+    let (ours, theirs) = Link::pair().unwrap();
+    let passed = rustix::fs::memfd_create("passed", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    for count in [DESCRIPTORS_MAX, DESCRIPTORS_MAX + 1, DESCRIPTORS_MAX + 3, DESCRIPTORS_MAX + 12] {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2 * DESCRIPTORS_MAX))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = vec![passed.as_fd(); count];
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let packet = serde_json::to_vec(&Message::Answer(Err("no".to_owned()))).unwrap();
+        sendmsg(theirs.as_fd(), &[IoSlice::new(&packet)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+        let got = ours.receive::<Message>();
+        match got {
+            Ok(Some((_, descriptors))) => {
+                assert_eq!((count, descriptors.len()), (DESCRIPTORS_MAX, DESCRIPTORS_MAX))
+            }
+            other => assert!(count > DESCRIPTORS_MAX, "{other:?}"),
+        }
+    }
+}

@@ -2,52 +2,76 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use umbra_machine::{DiskSpec, MachineSpec, NetworkSpec};
+use umbra_server::Port;
 
 use crate::accel::{self, Choice};
 use crate::broker::{self, Job};
+use crate::build::{self, machine};
 use crate::cli::{Common, RestoreArgs, RunArgs};
+use crate::detach::{self, Report};
 use crate::disk::DiskOption;
 use crate::events::Events;
 use crate::guest;
 use crate::net::open::{Prepared, networks_of, prepare};
 use crate::net::{NetOption, UserOption, mac_of};
 use crate::protocol::{DiskFile, Start};
-use crate::terminal;
+use crate::{terminal, vsock};
 
 /// Runs `umbra run`.
 ///
 /// # Errors
 /// It could not be started.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    // While somebody can still see how far it is.
+    let image =
+        args.image.as_deref().map(|name| build::find_or_build(name, args.common.quiet)).transpose()?;
+    if args.common.detach && !args.common.in_background {
+        return detach::start();
+    }
+    let report = args.common.in_background.then(Report::begin).transpose()?;
     let name = args.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
     let mut spec = MachineSpec::new(name.clone(), args.cpus, args.memory);
     (spec.cpu_model, spec.entry) = (args.cpu_model, args.boot_protocol);
     spec.cmdline = args.append.clone().unwrap_or_default();
-    (spec.disks, spec.rng) = (args.disks.iter().map(disk_spec).collect(), args.rng);
+    (spec.disks, spec.rng) = (args.disks.iter().map(disk_spec).collect(), args.rng || image.is_some());
     let wants_network = !args.cable.publish.is_empty() || args.cable.pcap.is_some();
     let users = networks_of(&args.nets, wants_network)?;
     spec.networks = cards(&users, &spec)?;
+    let vsock;
+    (spec.vsock, vsock) = vsock::of_new(args.vsock.as_ref(), args.kernel.is_none(), &name)?;
     // Before anything is fetched.
     spec.check()?;
-    let (kernel, initrd, append) = match &args.kernel {
-        Some(kernel) => (
+    // A disk without a name is there as long as this is.
+    let boot = image.map(|image| machine::prepare(&image, &wishes(&args, &name))).transpose()?;
+    let (kernel, initrd, append) = match (&boot, &args.kernel) {
+        (Some(boot), _) => {
+            let initrd = boot.initrd.try_clone().context("cannot keep the initramfs")?;
+            (open(&boot.kernel, "kernel")?, Some(initrd), boot.cmdline.as_str())
+        }
+        (None, Some(kernel)) => (
             open(kernel, "kernel")?,
             args.initrd.as_deref().map(|i| open(i, "initrd")).transpose()?,
             guest::CONSOLE,
         ),
-        None => {
+        (None, None) => {
             let guest = guest::default_guest(args.common.quiet)?;
             (open(&guest.kernel, "kernel")?, Some(open(&guest.initrd, "initrd")?), guest::CMDLINE)
         }
     };
     spec.cmdline = args.append.unwrap_or_else(|| append.into());
-    let (initrd_follows, disks) = (initrd.is_some(), files_of(args.disks));
-    let Prepared { networks, descriptors } = prepare(&users, &args.cable, &name)?;
+    let mut disks = files_of(args.disks);
+    if let Some(boot) = &boot {
+        disks.insert(0, boot.disk.clone());
+        spec.disks
+            .insert(0, DiskSpec { file: boot.disk.name.clone(), serial: String::new(), read_only: false });
+    }
+    let initrd_follows = initrd.is_some();
+    let Prepared { networks, descriptors, ports } = prepare(&users, &args.cable, &name)?;
     let start = Start {
         spec: Some(spec),
         kernel: true,
@@ -57,7 +81,18 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         ..empty(&args.common)
     };
     let files = [Some(kernel), initrd].into_iter().flatten().chain(descriptors);
-    start_job(name, start, files.collect(), &args.common)
+    start_job(name, start, Host { files: files.collect(), vsock, ports, report }, &args.common)
+}
+
+/// What the user says of the machine of an image.
+fn wishes<'a>(args: &'a RunArgs, name: &'a str) -> machine::Wishes<'a> {
+    machine::Wishes {
+        name,
+        keep: args.name.is_some(),
+        disk_size: args.wishes.disk_size,
+        hostname: args.wishes.hostname.as_deref(),
+        keys: &args.wishes.ssh_keys,
+    }
 }
 
 /// Runs `umbra restore`.
@@ -65,6 +100,10 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// It could not be started.
 pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
+    if args.common.detach && !args.common.in_background {
+        return detach::start();
+    }
+    let report = args.common.in_background.then(Report::begin).transpose()?;
     let saved = File::open(&args.file)
         .with_context(|| format!("cannot read the saved machine {}", args.file.display()))?;
     let spec = saved_spec(&args.file)?;
@@ -77,7 +116,8 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
     let initrd = args.initrd.as_deref().map(|i| open(i, "initrd")).transpose()?;
     let (kernel_follows, initrd_follows) = (kernel.is_some(), initrd.is_some());
     let users = saved_networks(&spec, &args.nets)?;
-    let Prepared { networks, descriptors } = prepare(&users, &args.cable, &name)?;
+    let vsock = vsock::of_saved(&spec, args.vsock.as_ref(), &name)?;
+    let Prepared { networks, descriptors, ports } = prepare(&users, &args.cable, &name)?;
     let start = Start {
         kernel: kernel_follows,
         initrd: initrd_follows,
@@ -87,14 +127,15 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<ExitCode> {
         ..empty(&args.common)
     };
     let files = [kernel, initrd, Some(saved.into())].into_iter().flatten().chain(descriptors);
-    start_job(name, start, files.collect(), &args.common)
+    start_job(name, start, Host { files: files.collect(), vsock, ports, report }, &args.common)
 }
 
 fn empty(common: &Common) -> Start {
     let Common { no_reboot, paused, stats, profile, .. } = *common;
-    let (kvm, kernel, initrd, saved) = (false, false, false, false);
+    let (kvm, kernel, initrd, saved, vsock) = (false, false, false, false, false);
     let (disks, networks) = (Vec::new(), Vec::new());
-    Start { spec: None, kvm, kernel, initrd, saved, disks, networks, no_reboot, paused, stats, profile }
+    let spec = None;
+    Start { spec, kvm, kernel, initrd, saved, disks, networks, vsock, no_reboot, paused, stats, profile }
 }
 
 /// A card for each network.
@@ -155,14 +196,18 @@ fn saved_disks(spec: &MachineSpec, options: Vec<DiskOption>) -> anyhow::Result<V
     pairs.map(file).collect()
 }
 
-fn start_job(
-    name: String,
-    mut start: Start,
+/// What the host gives to a machine.
+struct Host {
     files: Vec<OwnedFd>,
-    common: &Common,
-) -> anyhow::Result<ExitCode> {
+    vsock: Option<PathBuf>,
+    ports: Vec<Port>,
+    report: Option<Report>,
+}
+
+fn start_job(name: String, mut start: Start, host: Host, common: &Common) -> anyhow::Result<ExitCode> {
+    let Host { files, vsock, ports, report } = host;
     let Choice { kvm, why } = accel::choose(common.accel)?;
-    start.kvm = kvm.is_some();
+    (start.kvm, start.vsock) = (kvm.is_some(), vsock.is_some());
     if start.kvm && start.profile {
         bail!(
             "--profile tells where the software engine's time goes, and this would run on KVM; give --accel soft"
@@ -174,7 +219,7 @@ fn start_job(
     }
     let events = Events::open(common.events.as_deref())?;
     let descriptors = kvm.into_iter().chain(files).collect();
-    broker::run(Job { name, start, descriptors, engine, events })
+    broker::run(Job { name, start, descriptors, engine, vsock, events, ports, report, remove: common.remove })
 }
 
 fn open(path: &Path, what: &str) -> anyhow::Result<OwnedFd> {

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::getpgrp;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use signal_hook::consts::{SIGCONT, SIGTSTP};
 
 /// The terminal's settings before raw mode, while it is raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -19,6 +20,11 @@ const ESCAPE: u8 = 1;
 const HELP: &str = "\r\n\
     Ctrl-A h   this help\r\n\
     Ctrl-A x   leave: ends the machine\r\n\
+    Ctrl-A Ctrl-A   sends Ctrl-A to the guest\r\n";
+
+const CONSOLE_HELP: &str = "\r\n\
+    Ctrl-A h   this help\r\n\
+    Ctrl-A x, Ctrl-A d   leave: the machine goes on\r\n\
     Ctrl-A Ctrl-A   sends Ctrl-A to the guest\r\n";
 
 /// Raw mode, until it is dropped.
@@ -67,7 +73,7 @@ fn before() -> MutexGuard<'static, Option<Termios>> {
 }
 
 /// Puts a raw terminal back for whoever uses it while this process is stopped.
-pub fn leave_for_stop() {
+fn leave_for_stop() {
     if let Some(before) = &*before() {
         // As above.
         let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, before);
@@ -76,7 +82,7 @@ pub fn leave_for_stop() {
 
 /// Makes the terminal raw again after a stop, if it was. A process that goes on in the background leaves it alone; it is told again when it
 /// comes to the foreground.
-pub fn return_from_stop() {
+fn return_from_stop() {
     let stdin = io::stdin();
     let is_background = tcgetpgrp(stdin.as_fd()).is_ok_and(|group| group != getpgrp());
     if let (Some(before), false) = (&*before(), is_background) {
@@ -86,20 +92,45 @@ pub fn return_from_stop() {
     }
 }
 
+/// Carries out a signal by which a terminal's program is stopped and goes on; false if it is another.
+pub fn stopped(signal: i32) -> bool {
+    match signal {
+        SIGTSTP => {
+            leave_for_stop();
+            // It stops here. If the system refuses, the program just goes on.
+            let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+        }
+        SIGCONT => return_from_stop(),
+        _ => return false,
+    }
+    true
+}
+
 /// What the user wants besides typing.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// End the machine.
+    /// Leave: what that means is up to whose terminal it is.
     Leave,
 }
 
 /// Takes our commands out of what the user types.
-#[derive(Default)]
 pub struct Keys {
     escaped: bool,
+    help: &'static str,
+    detach: bool,
 }
 
 impl Keys {
+    /// On the terminal that a machine is started from and ends with.
+    pub fn of_machine() -> Self {
+        Self { escaped: false, help: HELP, detach: false }
+    }
+
+    /// On one that comes and goes.
+    pub fn of_visitor() -> Self {
+        Self { escaped: false, help: CONSOLE_HELP, detach: true }
+    }
+
     /// Splits typed bytes into what goes to the guest, what to show the user, and a command that ends it.
     pub fn take(&mut self, typed: &[u8]) -> (Vec<u8>, &'static str, Option<Command>) {
         let (mut guest, mut show) = (Vec::with_capacity(typed.len()), "");
@@ -108,7 +139,8 @@ impl Keys {
                 (false, ESCAPE) => self.escaped = true,
                 (false, _) | (true, ESCAPE) => guest.push(key),
                 (true, b'x') => return (guest, show, Some(Command::Leave)),
-                (true, b'h' | b'?') => show = HELP,
+                (true, b'd') if self.detach => return (guest, show, Some(Command::Leave)),
+                (true, b'h' | b'?') => show = self.help,
                 // Any other key after Ctrl-A goes to the guest with it.
                 (true, _) => guest.extend([ESCAPE, key]),
             }
@@ -123,9 +155,9 @@ pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "umbra: {text}");
 }
 
-/// Passes standard input to the guest until it ends or the user leaves.
-pub fn pass_input(mut guest: impl Write, raw: bool) -> Option<Command> {
-    let (mut keys, mut bytes) = (Keys::default(), [0; 4096]);
+/// Passes standard input to the guest until it ends or the user leaves. `keys` are those of a raw terminal.
+pub fn pass_input(mut guest: impl Write, mut keys: Option<Keys>) -> Option<Command> {
+    let (raw, mut bytes) = (keys.is_some(), [0; 4096]);
     let mut stdin = io::stdin().lock();
     loop {
         let n = match stdin.read(&mut bytes) {
@@ -136,10 +168,10 @@ pub fn pass_input(mut guest: impl Write, raw: bool) -> Option<Command> {
             // The terminal has gone away.
             Err(_) => return raw.then_some(Command::Leave),
         };
-        if !raw {
+        let Some(keys) = &mut keys else {
             guest.write_all(&bytes[..n]).ok()?;
             continue;
-        }
+        };
         let (typed, show, command) = keys.take(&bytes[..n]);
         guest.write_all(&typed).ok()?;
         if !show.is_empty() {
@@ -149,15 +181,6 @@ pub fn pass_input(mut guest: impl Write, raw: bool) -> Option<Command> {
         if command.is_some() {
             return command;
         }
-    }
-}
-
-/// Passes the guest's output to standard output until the guest is gone. If nobody reads it any more, it is taken and dropped, and the guest goes on.
-pub fn pass_output(mut guest: impl Read) {
-    let (mut bytes, mut gone) = ([0; 4096], false);
-    while let Ok(n @ 1..) = guest.read(&mut bytes) {
-        let mut out = io::stdout().lock();
-        gone = gone || out.write_all(&bytes[..n]).and_then(|()| out.flush()).is_err();
     }
 }
 

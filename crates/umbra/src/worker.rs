@@ -20,7 +20,7 @@ use umbra_net::user::UserControl;
 
 use crate::console::Output;
 use crate::protocol::{Answer, DiskFile, Ending, Link, Message, Order, Request, Start};
-use crate::{disk, net};
+use crate::{disk, net, vsock};
 
 /// Bytes that wait for the guest's serial line.
 const INPUT_CHUNK: usize = 4096;
@@ -102,6 +102,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
     let spec =
         start.spec.or(saved_spec).ok_or_else(|| anyhow::anyhow!("the broker sent no specification"))?;
     let (networks, controls) = net::open::make(&start.networks, &spec.networks, &mut descriptors)?;
+    let vsock = start.vsock.then(|| vsock::make(&mut descriptors)).transpose()?;
     let parts = Parts {
         engine,
         shared_memory,
@@ -109,6 +110,7 @@ fn live(link: &Arc<Link>, start: Start, descriptors: Vec<OwnedFd>) -> anyhow::Re
         events,
         disks: disk::open::disks(link, &start.disks)?,
         networks,
+        vsock,
     };
     let machine = match saved {
         Some(saved) => saved.restore(spec, parts)?,
@@ -283,8 +285,25 @@ impl Life {
                 out.flush()?;
             }
             Request::Stats => return Ok(Answer::Stats(self.counters())),
+            Request::AddPort(port) => {
+                let socket = descriptors.into_iter().next();
+                let socket = socket.ok_or_else(|| anyhow::anyhow!("no socket came with the request"))?;
+                self.network()?.add_forward(net::open::listening(port, socket))?;
+            }
+            Request::RemovePort { udp, host } => {
+                if !self.network()?.remove_forward(net::open::protocol(*udp), *host)? {
+                    anyhow::bail!("{host} leads to nowhere in the guest");
+                }
+            }
         }
         Ok(Answer::Done)
+    }
+
+    /// The network that ports lead to.
+    fn network(&self) -> anyhow::Result<&UserControl> {
+        self.controls
+            .first()
+            .ok_or_else(|| anyhow::anyhow!("it has no network in user space, to which ports could lead"))
     }
 
     /// What each processor counted.

@@ -378,6 +378,65 @@ fn every_long_command_can_be_interrupted() {
     }
 }
 
+/// A command that is interrupted after some time: its exit code, and none where the signal came before it looked for one.
+fn interrupted(tool: &Tool, words: &[&str], after: Duration) -> Option<i32> {
+    let mut command = Command::new(&tool.program);
+    command.args(words).current_dir(&tool.folder).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(after);
+    // It has ended already, perhaps.
+    let _ =
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT);
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn an_interruption_loses_nothing_whenever_it_comes() {
+    let ours = Tool::ours();
+    let source = pattern(48 << 20);
+    ours.write("source", &source);
+    ours.succeed(&["convert", "-f", "raw", "-O", "qcow2", "source", "one"]);
+    ours.succeed(&["create", "-q", "-f", "qcow2", "two", "48M"]);
+    ours.succeed(&["create", "-q", "-f", "qcow2", "-b", "one", "-F", "qcow2", "top"]);
+    let password = ["--object", "secret,id=s,data=abc", "--object", "secret,id=n,data=new"];
+    let luks = [&password[..], &["-f", "luks", "-o", "key-secret=s,iter-time=10", "locked", "1M"]].concat();
+    ours.succeed(&[&["create", "-q"][..], &luks].concat());
+    let mut stopped = [0; 4];
+    for round in 0..12 {
+        let after = Duration::from_millis(2 + 6 * round);
+        let to = if round % 2 == 0 { "two" } else { "one" };
+        let compat = if round % 2 == 0 { "compat=0.10" } else { "compat=1.1" };
+        let new_slot =
+            [&["amend"][..], &password, &["--image-opts", "-o", "state=active,new-secret=n,iter-time=200"]];
+        let new_slot = [&new_slot.concat()[..], &["driver=luks,file.filename=locked,key-secret=s"]].concat();
+        let lines: [&[&str]; 4] = [
+            &["rebase", "-f", "qcow2", "-b", to, "-F", "qcow2", "top"],
+            &["amend", "-f", "qcow2", "-o", compat, "top"],
+            &["dd", "-f", "raw", "-O", "qcow2", "bs=64k", "if=source", "of=copy"],
+            &new_slot,
+        ];
+        for (line, count) in lines.iter().zip(&mut stopped) {
+            let code = interrupted(&ours, line, after);
+            assert!(matches!(code, None | Some(0 | 130)), "{line:?}: {code:?}");
+            *count += u32::from(code == Some(130));
+            if line[0] == "dd" && code == Some(130) {
+                assert!(!std::path::Path::new(&ours.path("copy")).exists(), "the copy is left");
+            }
+        }
+        // There are eight slots: the new one, where it was made, makes room again.
+        let old_slot = [&["amend"][..], &password, &["--image-opts", "-o", "state=inactive,old-secret=n"]];
+        ours.run(&[&old_slot.concat()[..], &["driver=luks,file.filename=locked,key-secret=s"]].concat());
+        ours.succeed(&["check", "-q", "top"]);
+        ours.succeed(&["compare", "-f", "raw", "-F", "qcow2", "source", "top"]);
+        let open =
+            [&["compare"][..], &password, &["--image-opts", "driver=luks,file.filename=locked,key-secret=s"]];
+        ours.succeed(&[&open.concat()[..], &["driver=luks,file.filename=locked,key-secret=s"]].concat());
+    }
+    assert!(std::fs::read(ours.path("source")).unwrap() == source);
+    // Of an amendment of a header there is not much to interrupt.
+    assert!(stopped[0] > 0 && stopped[2] > 0, "{stopped:?} interruptions");
+}
+
 #[test]
 fn an_image_outlives_a_mistake_in_its_successor_s_options() {
     let ours = Tool::ours();

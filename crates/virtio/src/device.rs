@@ -61,9 +61,10 @@ pub trait VirtioDevice: Send {
     /// What it is. Always the same.
     fn kind(&self) -> Kind;
     /// A guest reads its configuration space at `offset`, any length. All of `data` is zero and what is not written stays so.
-    fn config_read(&self, offset: u64, data: &mut [u8]);
-    /// A guest writes its configuration space at `offset`, any length.
-    fn config_write(&mut self, offset: u64, data: &[u8]);
+    /// A device may have none.
+    fn config_read(&self, _offset: u64, _data: &mut [u8]) {}
+    /// A guest writes its configuration space at `offset`, any length. There may be nothing in it to be written.
+    fn config_write(&mut self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready.
     fn start(&mut self, running: Running);
     /// The driver, or a machine that goes on, says that there is something in a queue.
@@ -80,4 +81,10 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// A record that is not a state of this device.
     fn load(&mut self, record: &Record) -> Result<(), DeviceError>;
+}
+
+/// Reads registers at `offset`: what they and `data` have in common is copied.
+pub(crate) fn read_registers(registers: &[u8], offset: u64, data: &mut [u8]) {
+    let from = usize::try_from(offset).ok().and_then(|at| registers.get(at..)).unwrap_or_default();
+    data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
 }

@@ -22,6 +22,7 @@ mod pci;
 mod queue;
 pub mod rng;
 mod threads;
+pub mod vsock;
 
 pub use device::{Feature, Kind, Running, VirtioDevice};
 pub use interrupts::Interrupts;
@@ -50,3 +51,6 @@ mod threads_test;
 #[cfg(test)]
 #[path = "transport_test.rs"]
 mod transport_test;
+#[cfg(test)]
+#[path = "vsock_test.rs"]
+mod vsock_test;

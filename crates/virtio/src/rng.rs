@@ -47,10 +47,6 @@ impl VirtioDevice for Rng {
         Kind { device_type: 4, class: [0x00, 0xff, 0x00], features: 0, queue_sizes: vec![QUEUE_SIZE] }
     }
 
-    fn config_read(&self, _offset: u64, _data: &mut [u8]) {}
-
-    fn config_write(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn start(&mut self, running: Running) {
         self.threads.watch(&running.queues);
     }

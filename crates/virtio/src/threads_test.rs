@@ -27,8 +27,6 @@ impl VirtioDevice for Slow {
     fn kind(&self) -> Kind {
         Kind { device_type: 42, class: [0xff, 0, 0], features: 0, queue_sizes: vec![16] }
     }
-    fn config_read(&self, _offset: u64, _data: &mut [u8]) {}
-    fn config_write(&mut self, _offset: u64, _data: &[u8]) {}
     fn start(&mut self, running: Running) {
         self.threads.watch(&running.queues);
     }

@@ -16,14 +16,18 @@ use crate::qemu_img;
 use crate::soak;
 
 /// Programs that tests and tools call by name, and the packages that bring them.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("c++", "g++"),
     ("cc", "gcc"),
     ("dpkg", "dpkg"),
+    ("e2fsck", "e2fsprogs"),
     ("ldd", "libc-bin"),
+    ("mmdebstrap", "mmdebstrap"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
     ("setpriv", "util-linux"),
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
     ("taskset", "util-linux"),
 ];
 

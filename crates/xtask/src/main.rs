@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
-use xtask::bench::{boot, cpu, image, overhead};
+use xtask::bench::{boot, cpu, image, io, overhead};
 use xtask::cache::workspace;
 use xtask::guests::Guests;
 use xtask::nest::{NestSpec, Paging};
@@ -59,6 +59,8 @@ enum Bench {
     Cpu(cpu::CpuOptions),
     /// Disk images: `umbra image` beside qemu-img
     Image(image::ImageOptions),
+    /// Disks, networks and an idle machine's memory under emulation: fio and iperf3 beside QEMU
+    Io(io::IoOptions),
     /// Memory of the monitor itself, exits and system calls up to user space
     Overhead(overhead::OverheadOptions),
 }
@@ -145,6 +147,15 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             show(options.json, &report, |report| report.print())?;
             let good = report.figures.iter().all(image::Figure::is_good);
             Ok(code(good))
+        }
+        Task::Bench(Bench::Io(options)) => {
+            let report = io::run(&options)?;
+            show(options.json, &report, |report| report.print())?;
+            let broken = report.broken();
+            for limit in &broken {
+                eprintln!("bench io: {limit}");
+            }
+            Ok(code(broken.is_empty()))
         }
         Task::Bench(Bench::Cpu(options)) => {
             let report = cpu::run(&options)?;

@@ -165,7 +165,7 @@ impl Drop for Process {
 }
 
 /// The process and those below it.
-fn family(id: u32) -> Vec<u32> {
+pub(crate) fn family(id: u32) -> Vec<u32> {
     let mut all = vec![id];
     for entry in std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
         let children = std::fs::read_to_string(entry.path().join("children")).unwrap_or_default();

@@ -69,6 +69,7 @@ impl Umbra {
     pub fn command<I: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).env("XDG_RUNTIME_DIR", self.runtime.path());
+        command.env("XDG_STATE_HOME", self.runtime.path().join("state"));
         command.envs(self.environment.iter().copied());
         command
     }
@@ -122,7 +123,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    fn start(command: &Command) -> Result<Guest> {
+    /// Starts this command, whose lines are those of a guest.
+    pub fn start(command: &Command) -> Result<Guest> {
         Ok(Guest { process: Process::start(command)?, lines: Vec::new() })
     }
 

@@ -5,8 +5,14 @@
 
 #[path = "boot/disks.rs"]
 mod disks;
+#[path = "boot/images.rs"]
+mod images;
+#[path = "boot/life.rs"]
+mod life;
 #[path = "boot/networks.rs"]
 mod networks;
+#[path = "boot/shell.rs"]
+mod shell;
 
 use std::time::Duration;
 

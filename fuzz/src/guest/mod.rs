@@ -36,6 +36,7 @@ pub fn parts() -> (Parts, Receiver<Event>) {
         events,
         disks: Vec::new(),
         networks: Vec::new(),
+        vsock: None,
     };
     (parts, receiver)
 }

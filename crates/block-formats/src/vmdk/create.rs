@@ -116,16 +116,17 @@ pub(super) fn create(
     if inside {
         extents.push(line(plan.sectors, own));
     } else {
-        let stem = own.strip_suffix(".vmdk").unwrap_or(&own);
+        // Further files have the same ending.
+        let (stem, ending) = own.split_at(own.rfind('.').unwrap_or(own.len()));
         let mut left = plan.sectors.max(1);
         while left > 0 {
             task.cancel().check()?;
             let number = extents.len() + 1;
             let sectors = if plan.parts { left.min(PART_SECTORS) } else { left };
             let file = match (plan.parts, plan.flat) {
-                (false, _) => format!("{stem}-flat.vmdk"),
-                (true, true) => format!("{stem}-f{number:03}.vmdk"),
-                (true, false) => format!("{stem}-s{number:03}.vmdk"),
+                (false, _) => format!("{stem}-flat{ending}"),
+                (true, true) => format!("{stem}-f{number:03}{ending}"),
+                (true, false) => format!("{stem}-s{number:03}{ending}"),
             };
             let made = environment.opener.create(&FileSpec::file(resolve(name, &file)))?;
             match plan.flat {

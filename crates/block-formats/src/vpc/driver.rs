@@ -47,7 +47,13 @@ impl FormatDriver for Vpc {
         if head.starts_with(COOKIE) { 100 } else { 0 }
     }
 
-    fn open(&self, request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
+    fn open(&self, mut request: OpenRequest<'_>) -> Result<Box<dyn Format>> {
+        let by_geometry = match request.options.take("force_size_calc").as_deref() {
+            None | Some("auto") => None,
+            Some("chs") => Some(true),
+            Some("current_size") => Some(false),
+            Some(other) => return Err(Error::option(format!("Invalid size calculation mode: '{other}'"))),
+        };
         request.options.finish()?;
         let storage = request.storage;
         let wrong = |reason: String| Error::not_this_format(request.name, "vpc", reason);
@@ -59,7 +65,7 @@ impl FormatDriver for Vpc {
             footer = read_footer(&*storage, last)?;
         }
         footer.check().map_err(wrong)?;
-        let size = footer.size().map_err(wrong)?;
+        let size = footer.size(by_geometry).map_err(wrong)?;
         let kind = footer.kind.get();
         let (mut blocks, mut backing, mut parent) = (None, None, None);
         let mut reserved = Reserved::default();

@@ -171,13 +171,15 @@ impl Footer {
         }
     }
 
-    /// The disk's size in bytes. Which of the two numbers counts is told by the name of the program that made it.
-    pub(super) fn size(&self) -> Result<u64, String> {
+    /// The disk's size in bytes. Which of the two numbers counts is told by the name of the program that made it, where
+    /// the user does not say it: by cylinders, heads and sectors, or not.
+    pub(super) fn size(&self, by_geometry: Option<bool>) -> Result<u64, String> {
         let by_size = [*b"win ", *b"qem2", *b"d2v ", *b"CTXS", *b"tap\0", *b"wa\0\0"];
         let product = u64::from(self.cylinders.get()) * u64::from(self.heads) * u64::from(self.sectors);
-        let sectors = match by_size.contains(&self.creator) || product == CHS_MAX {
-            true => self.current_size.get() / SECTOR,
-            false => product,
+        let by_geometry = by_geometry.unwrap_or(!by_size.contains(&self.creator));
+        let sectors = match by_geometry && product != CHS_MAX {
+            true => product,
+            false => self.current_size.get() / SECTOR,
         };
         match sectors <= SECTORS_MAX {
             true => Ok(sectors * SECTOR),

@@ -9,8 +9,8 @@ use super::Node;
 use crate::io::GuessedRaw;
 use crate::node::resolve;
 use crate::{
-    Access, BackingSpec, Environment, Error, FileSpec, FileStorageSpec, NodeSpec, OpenRequest, Options,
-    Referenced, Registry, Result, Storage, StorageExt,
+    Access, BackingSpec, Environment, Error, FileSpec, FileStorageSpec, LockMode, NodeSpec, OpenRequest,
+    Options, Referenced, Registry, Result, Storage, StorageExt,
 };
 
 /// Images in a chain. Each takes a descriptor and a stack frame of every read.
@@ -100,15 +100,43 @@ fn open_one(
         spec: &spec,
         environment,
     };
-    let format = driver.open(request)?;
+    let format = driver.open(request).map_err(|error| match error {
+        Error::InvalidOption(text) if text.starts_with("Invalid parameter ") => {
+            let name = text.trim_start_matches("Invalid parameter ");
+            Error::option(format!("Block format '{}' does not support the option {name}", driver.name()))
+        }
+        other => other,
+    })?;
     let backing = match &spec.backing {
         BackingSpec::None => None,
         BackingSpec::Node(node) => Some((**node).clone()),
         BackingSpec::FromImage => named_by(environment, &*format, &spec)?,
+        BackingSpec::Changed(wish) => {
+            if format.backing().is_none() {
+                let source = Box::new(Error::option("Must specify either driver or file"));
+                let role = Referenced::Backing.role();
+                return Err(Error::Reference { role, name: String::new(), source });
+            }
+            named_by(environment, &*format, &spec)?.map(|named| changed(named, wish, &spec))
+        }
     };
     let name = driver.name().to_owned();
     spec.format = Some(name.clone());
     Ok(((format, name, spec), backing))
+}
+
+/// What an image names, opened as the user wishes. The user vouches for it, so what it names is opened too.
+fn changed(named: NodeSpec, wish: &NodeSpec, above: &NodeSpec) -> NodeSpec {
+    let format = wish.format.clone().or(named.format);
+    NodeSpec {
+        follow_references: above.follow_references && format.is_some(),
+        format,
+        file: named.file,
+        direct: wish.direct || named.direct,
+        lock: if wish.lock == LockMode::None { wish.lock } else { named.lock },
+        metadata_only: above.metadata_only,
+        ..wish.clone()
+    }
 }
 
 /// The node that an image names as its backing file.

@@ -128,9 +128,13 @@ pub(super) fn unlock(file: BorrowedFd<'_>) {
 }
 
 fn refused(file: BorrowedFd<'_>, name: &str, right: u64, byte: u64) -> Error {
-    let holder =
-        holder(file, byte).map_or(String::new(), |(pid, program)| format!(" (process {pid}, {program})"));
-    Error::Locked { name: name.to_owned(), permission: name_of(right).to_owned(), holder }
+    let (name, permission) = (name.to_owned(), name_of(right).to_owned());
+    let holder = match holder(file, byte) {
+        None => String::new(),
+        Some((pid, _)) if pid == std::process::id() => return Error::LockedHere { name, permission },
+        Some((pid, program)) => format!(" (process {pid}, {program})"),
+    };
+    Error::Locked { name, permission, holder }
 }
 
 /// The process whose descriptor shows a lock on the byte, as far as /proc lets us see.

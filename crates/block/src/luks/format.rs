@@ -43,7 +43,7 @@ impl Luks {
             None
         } else {
             let id = secret_id.as_ref().ok_or_else(|| Error::NeedsSecret(request.name.to_owned()))?;
-            let key = header.unlock(&*place, 0, request.environment.secrets.get(id)?)?;
+            let key = header.unlock(&*place, 0, request.environment.secrets.passphrase(id)?)?;
             Some(header.cipher(&key)?)
         };
         let payload = if detached.is_some() { 0 } else { header.payload_offset() };
@@ -173,7 +173,7 @@ impl FormatWrite for Luks {
     }
 
     fn amend(&self, options: &Options, _task: &Task<'_>) -> Result<()> {
-        let unlocking = self.secret_id.as_ref().map(|id| self.secrets.get(id)).transpose()?;
+        let unlocking = self.secret_id.as_ref().map(|id| self.secrets.passphrase(id)).transpose()?;
         let place = self.detached.as_ref().unwrap_or(&self.storages[0]);
         self.header().amend(&**place, 0, options.clone(), &self.secrets, unlocking)
     }

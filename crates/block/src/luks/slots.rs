@@ -152,7 +152,7 @@ fn new_uuid() -> Result<String> {
 /// `detached`: data begins at the start of another file.
 pub(crate) fn format_header(options: Options, secrets: &Secrets, detached: bool) -> Result<Vec<u8>> {
     let wish = Wish::parse(options)?;
-    let passphrase = secrets.get(&wish.secret)?;
+    let passphrase = secrets.passphrase(&wish.secret)?;
     let key_len = wish.algorithm.key_len() * if wish.mode == Mode::Xts { 2 } else { 1 };
     let mut key = Key::empty(key_len);
     random(&mut key.0)?;
@@ -294,7 +294,7 @@ impl Header {
                 let new =
                     new.ok_or_else(|| Error::option("'new-secret' is required to activate a keyslot"))?;
                 let unlocking = unlocking.ok_or_else(|| Error::NeedsSecret("image".to_owned()))?;
-                let new = secrets.get(&new)?;
+                let new = secrets.passphrase(&new)?;
                 self.add(storage, offset, unlocking, new, slot, Duration::from_millis(time))
             }
             "inactive" => {
@@ -328,7 +328,7 @@ impl Header {
     ) -> Result<Vec<usize>> {
         let mut slots: Vec<usize> = slot.map_or((0..SLOTS).collect(), |slot| vec![slot]);
         if let Some(old) = old {
-            let secret = secrets.get(old)?;
+            let secret = secrets.passphrase(old)?;
             let mut fitting = Vec::new();
             for slot in slots {
                 if self.try_slot(storage, offset, slot, secret)?.is_some() {

@@ -190,7 +190,7 @@ impl Meta {
                 );
                 continue;
             }
-            self.count_entries(walk, table, times, false, 0)?;
+            self.count_entries(walk, table, times, false)?;
         }
         Ok(())
     }
@@ -198,7 +198,6 @@ impl Meta {
     /// Counts the active tables, in their order; those of snapshots that are active too are taken from `tables`.
     fn count_active(&mut self, walk: &mut Walk<'_>, tables: &mut BTreeMap<u64, u32>) -> Result<()> {
         let bits = self.layout.cluster_bits;
-        let mut next = 0;
         let mut active: HashMap<u64, u32> = HashMap::new();
         for entry in &self.l1 {
             *active.entry(entry & OFFSET_MASK).or_default() += 1;
@@ -217,21 +216,14 @@ impl Meta {
                 }
                 continue;
             }
-            next = self.count_entries(walk, table, times, true, next)?;
+            self.count_entries(walk, table, times, true)?;
         }
         Ok(())
     }
 
-    /// Counts what one L2 table refers to. `next` is where the cluster before this table's first ended, and the answer
-    /// is the same for the table behind.
-    fn count_entries(
-        &mut self,
-        walk: &mut Walk<'_>,
-        table: u64,
-        times: u32,
-        active: bool,
-        mut next: u64,
-    ) -> Result<u64> {
+    /// Counts what one L2 table refers to. Its first cluster is not held to go on from the table before.
+    fn count_entries(&mut self, walk: &mut Walk<'_>, table: u64, times: u32, active: bool) -> Result<()> {
+        let mut next = 0;
         let mut broken = Vec::new();
         let version = self.header.version;
         self.for_entries(table, |layout, index, entry| {
@@ -278,7 +270,7 @@ impl Meta {
                 self.mend_entry(table, index)?;
             }
         }
-        Ok(next)
+        Ok(())
     }
 
     /// Makes an entry one that can be read: what can be kept is kept.

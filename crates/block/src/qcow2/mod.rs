@@ -40,15 +40,8 @@ use crate::{
 };
 
 /// Options that tune how other programs keep their caches and pass discards on; ours need none.
-const IGNORED: [&str; 7] = [
-    "cache-clean-interval",
-    "discard-no-unref",
-    "l2-cache-entry-size",
-    "pass-discard-other",
-    "pass-discard-request",
-    "pass-discard-snapshot",
-    "driver",
-];
+const IGNORED: [&str; 4] =
+    ["discard-no-unref", "pass-discard-other", "pass-discard-request", "pass-discard-snapshot"];
 
 /// A qcow2 image.
 #[derive(Debug)]
@@ -89,9 +82,7 @@ impl Qcow2 {
         let data = open_data_file(&mut request, &header)?;
         let secret_id = request.options.take("encrypt.key-secret");
         let cipher = open_cipher(&mut request, &header, secret_id.as_deref())?;
-        for name in IGNORED {
-            request.options.take(name);
-        }
+        take_ignored(&mut request.options, 1 << header.cluster_bits)?;
         request.options.finish()?;
         let cleared = writable && header.clear_unknown_autoclear();
         let mut meta = Meta::load(request.storage.clone(), data, header, writable)?;
@@ -163,6 +154,47 @@ impl Qcow2 {
     }
 }
 
+/// Options of how QEMU goes about its work: they have to be right, and change nothing here.
+fn take_ignored(options: &mut Options, cluster: u64) -> Result<()> {
+    for name in IGNORED {
+        options.take_bool(name)?;
+    }
+    let entry = options.take_size("l2-cache-entry-size")?.unwrap_or(cluster);
+    if !entry.is_power_of_two() || !(512..=cluster).contains(&entry) {
+        return Err(Error::option(format!(
+            "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
+        )));
+    }
+    if options.take_number("cache-clean-interval")?.is_some_and(|seconds| seconds > u32::MAX.into()) {
+        return Err(Error::option("Cache clean interval too big"));
+    }
+    options.take("driver");
+    Ok(())
+}
+
+/// Fails where the options speak of another encryption than the header.
+fn check_encryption(options: &mut Options, crypt: Crypt) -> Result<()> {
+    let format = options.take("encrypt.format");
+    let found = match crypt {
+        Crypt::None => None,
+        Crypt::Luks => Some("luks"),
+        Crypt::Aes => Some("aes"),
+    };
+    let wrong = match (format, found) {
+        (Some(format), None) => {
+            format!("No encryption in image header, but options specified format '{format}'")
+        }
+        (Some(format), Some(found)) if format != found => {
+            format!("Header reported '{found}' encryption format but options specify '{format}'")
+        }
+        _ => match options.iter().find_map(|(name, _)| name.strip_prefix("encrypt.")) {
+            Some(name) if found.is_some() => format!("Parameter '{name}' is unexpected"),
+            _ => return Ok(()),
+        },
+    };
+    Err(Error::option(wrong))
+}
+
 /// The external data file, where the image has one.
 fn open_data_file(request: &mut OpenRequest<'_>, header: &Header) -> Result<Option<Arc<dyn Storage>>> {
     let given = request.options.take("data-file").or_else(|| request.options.take("data-file.filename"));
@@ -198,12 +230,12 @@ fn open_cipher(
     header: &Header,
     id: Option<&str>,
 ) -> Result<Option<Arc<dyn SectorCipher>>> {
-    request.options.take("encrypt.format");
+    check_encryption(&mut request.options, header.crypt)?;
     if header.crypt == Crypt::None || request.metadata_only || request.for_check && id.is_none() {
         return Ok(None);
     }
     let id = id.ok_or_else(|| Error::NeedsSecret(request.name.to_owned()))?;
-    let secret = request.environment.secrets.get(id)?;
+    let secret = request.environment.secrets.passphrase(id)?;
     match header.crypt {
         Crypt::Luks => {
             let (offset, len) = header.crypto.ok_or_else(|| Error::corrupt("the LUKS header is missing"))?;
@@ -348,7 +380,7 @@ impl FormatWrite for Qcow2 {
     }
 
     fn amend(&self, options: &Options, task: &Task<'_>) -> Result<()> {
-        let unlocking = self.secret_id.as_ref().map(|id| self.secrets.get(id)).transpose()?;
+        let unlocking = self.secret_id.as_ref().map(|id| self.secrets.passphrase(id)).transpose()?;
         let cipher = self.cipher.as_deref();
         self.change_meta(|meta| meta.amend(options.clone(), &self.secrets, unlocking, cipher, task))
     }

@@ -143,6 +143,7 @@ fn round(engine: Box<dyn Engine>, seed: u32) -> Result<u32> {
         events: sender,
         disks: Vec::new(),
         networks: Vec::new(),
+        vsock: None,
     };
     let machine = Machine::new(spec, parts)?;
     let begun = Instant::now();

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use umbra_block::{
     Access, Disk, Environment, Error, FileSpec, FileStorage, FileStorageSpec, NodeSpec, Opener, Registry,
@@ -16,6 +17,8 @@ use crate::protocol::{DiskFile, Link, OpenFile, Order};
 struct Asking {
     link: Arc<Link>,
     disk: u32,
+    /// Device and number of all files that the machine's disks have opened: nobody can look them up from inside the jail.
+    opened: Arc<Mutex<Vec<(u64, u64)>>>,
 }
 
 impl Asking {
@@ -42,7 +45,20 @@ impl Opener for Asking {
         }
         let opened = self.ask(&file.name, spec.access == Access::ReadWrite);
         let opened = opened.map_err(|e| Error::io("open", &file.name, e))?;
-        Ok(Arc::new(FileStorage::from_file(opened, file.name.clone(), spec)?))
+        let identity = opened.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
+        let mut all = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        match FileStorage::from_file(opened, file.name.clone(), spec) {
+            Err(Error::Locked { name, permission, .. })
+                if identity.is_some_and(|this| all.contains(&this)) =>
+            {
+                Err(Error::LockedHere { name, permission })
+            }
+            Err(error) => Err(error),
+            Ok(storage) => {
+                all.extend(identity);
+                Ok(Arc::new(storage))
+            }
+        }
     }
 
     fn create(&self, file: &FileSpec) -> BlockResult<Arc<dyn Storage>> {
@@ -57,8 +73,9 @@ impl Opener for Asking {
 pub fn disks(link: &Arc<Link>, files: &[DiskFile]) -> anyhow::Result<Vec<Disk>> {
     let mut registry = Registry::builtin();
     umbra_block_formats::register(&mut registry);
+    let opened = Arc::new(Mutex::default());
     let open = |(number, file): (usize, &DiskFile)| {
-        let opener = Arc::new(Asking { link: link.clone(), disk: number as u32 });
+        let opener = Arc::new(Asking { link: link.clone(), disk: number as u32, opened: opened.clone() });
         let environment = Environment { registry: registry.clone(), opener, secrets: Default::default() };
         open_one(&environment, file)
     };

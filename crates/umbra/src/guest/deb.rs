@@ -58,7 +58,7 @@ fn must_be_there(path: &Path, package: &Path) -> anyhow::Result<()> {
 }
 
 /// The module in `path`: `lib/modules/RELEASE/kernel/.../NAME.ko`, perhaps packed.
-pub(super) fn module_name(path: &str) -> Option<&str> {
+pub fn module_name(path: &str) -> Option<&str> {
     let inside = path.strip_prefix("usr/").unwrap_or(path).strip_prefix("lib/modules/")?;
     let (name, ending) = inside.rsplit('/').next()?.split_once(".ko")?;
     matches!(ending, "" | ".xz" | ".zst" | ".gz").then_some(name)

@@ -14,14 +14,18 @@ load pvpanic
 load pvpanic-mmio
 
 # Drivers of virtio devices, where there are any (1af4 is their vendor).
-for device in /sys/bus/pci/devices/*/vendor; do
-  read -r vendor < $device
-  [ "$vendor" != 0x1af4 ] || virtio=yes
+# Nobody waits for the one of sockets.
+for device in /sys/bus/pci/devices/*; do
+  read -r vendor < $device/vendor
+  read -r kind < $device/device
+  case $vendor:$kind in
+    0x1af4:0x1053) sockets=yes ;;
+    0x1af4:*) virtio=yes ;;
+  esac
 done
-[ -z "$virtio" ] || for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci \
-  virtio_blk rng-core virtio-rng failover net_failover virtio_net; do
-  load $module
-done
+load_all() { for module; do load $module; done; }
+load_virtio() { load_all virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci; }
+[ -z "$virtio" ] || { load_virtio; load_all virtio_blk rng-core virtio-rng failover net_failover virtio_net; }
 
 read -r release < /proc/sys/kernel/osrelease
 read -r online < /sys/devices/system/cpu/online
@@ -33,9 +37,16 @@ cpus=$((${online##*-} + 1))
 [ $cpus = 1 ] && s= || s=s
 echo "Linux $release under ${hypervisor:-an unknown hypervisor}, $cpus processor$s, $((memory / 1024)) MiB of memory; \`poweroff\` ends it."
 
-# What nobody waits for: commands by path, and the power button.
+# What nobody waits for: commands by path, the agent by which the host runs commands, and the power button.
 {
   busybox --install -s /bin
+  if [ "$sockets" ]; then
+    [ "$virtio" ] || load_virtio
+    load_all vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport
+    mkdir /dev/pts
+    mount -t devpts pts /dev/pts
+    /lib/umbra/agent &
+  fi
   ip link set lo up
   [ ! -e /sys/class/net/eth0 ] || { ip link set eth0 up; udhcpc -b -i eth0 -s /etc/dhcp; } &
   load button

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use umbra_agent::agent_binary;
 use umbra_boot::cpio::Archive;
 
 use super::{BUSYBOX, MODULES, write_synced};
@@ -18,7 +19,7 @@ const DHCP: &str = include_str!("dhcp.sh");
 
 /// The modules that are taken, where the kernel has them as modules: a panic is told to the machine, and the power
 /// button to `acpid`; then what virtio devices need, in the order in which it is loaded.
-pub(super) const MODULE_NAMES: [&str; 15] = [
+pub const MODULE_NAMES: [&str; 18] = [
     "pvpanic",
     "pvpanic-mmio",
     "button",
@@ -34,6 +35,9 @@ pub(super) const MODULE_NAMES: [&str; 15] = [
     "failover",
     "net_failover",
     "virtio_net",
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vmw_vsock_virtio_transport",
 ];
 
 /// The initramfs made of what is in `parts`, which is made if another version of Umbra made those.
@@ -41,7 +45,8 @@ pub(super) const MODULE_NAMES: [&str; 15] = [
 /// # Errors
 /// A part cannot be read, or the initramfs cannot be written.
 pub(super) fn of(parts: &Path) -> anyhow::Result<PathBuf> {
-    let version = crc32fast::hash([INIT, POWER_BUTTON, DHCP].concat().as_bytes());
+    let files = [INIT.as_bytes(), POWER_BUTTON.as_bytes(), DHCP.as_bytes(), agent_binary()];
+    let version = crc32fast::hash(&files.concat());
     let path = parts.join(format!("initrd-{version:08x}"));
     if !path.is_file() {
         let archive = archive(parts)?;
@@ -71,6 +76,7 @@ fn archive(parts: &Path) -> anyhow::Result<Vec<u8>> {
         .symlink("bin/sh", "busybox")
         .file("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON.as_bytes())
         .file("etc/dhcp", 0o755, DHCP.as_bytes())
+        .file("lib/umbra/agent", 0o755, agent_binary())
         .file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n".as_slice())
         .file("etc/group", 0o644, b"root:x:0:\n".as_slice());
     for name in MODULE_NAMES {

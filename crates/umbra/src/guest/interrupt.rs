@@ -11,14 +11,14 @@ use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Notes signals until it is dropped.
-pub(super) struct Interrupt {
+pub struct Interrupt {
     came: Arc<AtomicBool>,
     handlers: Vec<SigId>,
 }
 
 impl Interrupt {
     /// Begins to note signals.
-    pub(super) fn watch() -> io::Result<Self> {
+    pub fn watch() -> io::Result<Self> {
         let came = Arc::new(AtomicBool::new(false));
         let mut watch = Self { came: came.clone(), handlers: Vec::new() };
         for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -28,16 +28,14 @@ impl Interrupt {
     }
 
     /// Whether one came.
-    pub(super) fn came(&self) -> bool {
+    pub fn came(&self) -> bool {
         self.came.load(Ordering::SeqCst)
     }
 
     /// Fails if one came.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    pub fn check(&self) -> anyhow::Result<()> {
         if self.came() {
-            bail!(
-                "interrupted while the default guest was being made; nothing of it is left, and the next run begins anew"
-            );
+            bail!("interrupted; nothing of what was being made is left, and the next run begins anew");
         }
         Ok(())
     }

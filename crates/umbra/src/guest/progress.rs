@@ -15,13 +15,13 @@ enum Kind {
 }
 
 /// Tells the user how far it is, on standard error.
-pub(super) struct Progress {
+pub struct Progress {
     kind: Kind,
 }
 
 impl Progress {
     /// Silent if `quiet`.
-    pub(super) fn new(quiet: bool) -> Self {
+    pub fn new(quiet: bool) -> Self {
         let kind = match (quiet, io::stderr().is_terminal()) {
             (true, _) => Kind::Silent,
             (false, true) => Kind::Live { next: Instant::now(), shown: false },
@@ -31,7 +31,7 @@ impl Progress {
     }
 
     /// A line that stays.
-    pub(super) fn say(&mut self, text: &str) {
+    pub fn say(&mut self, text: &str) {
         self.end();
         if !matches!(self.kind, Kind::Silent) {
             write(&format!("umbra: {text}\n"));
@@ -39,7 +39,7 @@ impl Progress {
     }
 
     /// `done` of `total` bytes of `what` are here.
-    pub(super) fn show(&mut self, what: &str, done: u64, total: u64) {
+    pub fn show(&mut self, what: &str, done: u64, total: u64) {
         let text = line(what, done, total);
         match &mut self.kind {
             Kind::Silent => {}
@@ -62,7 +62,7 @@ impl Progress {
     }
 
     /// Ends the live line, if there is one.
-    pub(super) fn end(&mut self) {
+    pub fn end(&mut self) {
         if let Kind::Live { shown, .. } = &mut self.kind
             && std::mem::take(shown)
         {
@@ -86,6 +86,6 @@ pub(super) fn line(what: &str, done: u64, total: u64) -> String {
 }
 
 /// A size as apt and people write it: millions of bytes.
-pub(super) fn megabytes(bytes: u64) -> String {
+pub fn megabytes(bytes: u64) -> String {
     format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
 }

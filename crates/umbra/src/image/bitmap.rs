@@ -4,7 +4,7 @@ use umbra_block::{BackingSpec, Bitmaps, Disk, Error, NodeSpec};
 
 use super::failure::{Doing, Failure, Outcome, told};
 use super::getopt::Parsed;
-use super::open::Want;
+use super::open::{Want, warn_of_guess};
 use super::{Tool, size, tell};
 
 /// Bytes of the disk for one bit, where nobody says otherwise: those of a cluster, between these bounds.
@@ -43,12 +43,16 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     if parsed.has("source-format") && !parsed.has("source-file") {
         return Err(Failure::new("-F only supported with -b"));
     }
-    let disk = tool.open(&Want::new(parsed, file)?.writable())?;
+    // What lies below an image has nothing to do with its bitmaps, and may be the image that is changed.
+    let want = Want { alone: true, ..Want::new(parsed, file)?.writable() };
+    let spec = NodeSpec { backing: BackingSpec::None, ..tool.spec(&want)? };
+    let opened = tool.open_spec(&spec, want.cache);
+    let disk = opened.doing(|| format!("Could not open '{file}'"))?;
+    warn_of_guess(&want, &spec, &disk);
     let source = match parsed.last("source-file") {
         None => None,
         Some(name) => {
             let want = Want::plain(name, parsed.last("source-format"));
-            // What lies below it has nothing to do with its bitmaps, and may be the image that is changed.
             let spec = NodeSpec { backing: BackingSpec::None, ..tool.spec(&want)? };
             let opened = tool.open_spec(&spec, want.cache);
             Some(opened.doing(|| format!("Could not open '{name}'"))?)

@@ -1,11 +1,11 @@
 //! `check`: whether an image is in order, what is lost where it is not, and mending it.
 
-use umbra_block::{CheckReport, Disk, Error, Finding, Repair};
+use umbra_block::{Access, CheckReport, Disk, Error, Finding, LockMode, NodeSpec, Repair};
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
 use super::json::{Json, Object};
-use super::open::{Cache, Want};
+use super::open::{Cache, Want, warn_of_guess};
 use super::{Tool, print, tell};
 
 const UNCHECKED: u8 = 63;
@@ -28,7 +28,10 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
     let cache = Cache::parse(parsed.last("cache"), "source cache option")?;
     let want = Want { for_check: true, writable, cache, ..Want::new(parsed, name)? };
     let quiet = parsed.has("quiet");
-    let disk = tool.open(&want)?;
+    let spec = tool.spec(&want)?;
+    find_backing(tool, &want, &spec)?;
+    let disk = tool.open_spec(&spec, cache).doing(|| format!("Could not open '{name}'"))?;
+    warn_of_guess(&want, &spec, &disk);
     let format = disk.node().format_name().to_owned();
     let first = check(tool, &disk, if writable { repair } else { Repair::None })?;
     let mended = first.leaks_fixed + first.corruptions_fixed > 0;
@@ -50,6 +53,25 @@ pub fn run(tool: &Tool, parsed: &Parsed) -> Outcome {
         }
     }
     Ok(exit_code(&report))
+}
+
+/// Fails where what lies below the image cannot be opened, though nothing of it is looked at: an image without its backing
+/// file is not in order.
+fn find_backing(tool: &Tool, want: &Want<'_>, spec: &NodeSpec) -> Outcome<()> {
+    let looked = NodeSpec {
+        for_check: false,
+        access: Access::Read,
+        metadata_only: true,
+        lock: LockMode::None,
+        ..spec.clone()
+    };
+    match Disk::open(&tool.environment_for(want.cache), &looked) {
+        Err(error @ Error::Reference { role: "backing file", .. }) => {
+            Err(error).doing(|| format!("Could not open '{}'", want.name))
+        }
+        // What is wrong with the image itself is the check's affair.
+        _ => Ok(()),
+    }
 }
 
 fn check(tool: &Tool, disk: &Disk, repair: Repair) -> Outcome<CheckReport> {

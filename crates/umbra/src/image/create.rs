@@ -107,8 +107,8 @@ fn same_file(one: &str, other: &str) -> bool {
 fn look_at_backing(tool: &Tool, image: &str, backing: &str, format: Option<&str>) -> Outcome<u64> {
     let path = resolve(image, backing);
     let want = Want { metadata_only: true, ..Want::plain(&path, format) };
-    let spec = tool.spec(&want)?;
-    let disk = tool.open_spec(&spec, want.cache).map_err(|failure| Failure {
+    let opened = tool.spec_plain(&want).and_then(|spec| tool.open_spec(&spec, want.cache));
+    let disk = opened.map_err(|failure| Failure {
         message: format!("{}\nCould not open backing image.", failure.message),
         ..failure
     })?;

@@ -97,6 +97,11 @@ pub fn told(error: &Error) -> String {
             "open" => format!("Could not open '{name}': {}", reason(source)),
             doing => format!("Could not {doing} '{name}': {}", reason(source)),
         },
+        Error::LockedHere { name, permission } => {
+            format!(
+                "Failed to get \"{permission}\" lock\nIs another process using the image [{name}]? (it is open here already)"
+            )
+        }
         Error::Locked { name, permission, holder } => {
             format!(
                 "Failed to get \"{permission}\" lock\nIs another process using the image [{name}]?{holder}"

@@ -10,7 +10,7 @@ use umbra_nbd::{Address, Credentials, NbdStorage, TlsClient};
 
 use super::open::{file_spec, from_options};
 use super::tls::TlsObjects;
-use super::{json, keyval};
+use super::{json_read, keyval};
 
 /// Files and exports.
 #[derive(Debug)]
@@ -67,8 +67,10 @@ impl Opener for Files {
 
     fn node_of_name(&self, name: &str) -> BlockResult<Option<NodeSpec>> {
         if let Some(text) = name.strip_prefix("json:") {
-            let value = json::parse_relaxed(text).map_err(|error| {
-                Error::InvalidOption(format!("Could not parse the JSON options: {error}"))
+            let value = json_read::read(text).map_err(|error| {
+                Error::InvalidOption(format!(
+                    "Could not open '{name}': Could not parse the JSON options: {error}"
+                ))
             })?;
             let options = keyval::flatten(&value).map_err(Error::InvalidOption)?;
             return from_options(options).map(Some).map_err(|failure| Error::InvalidOption(failure.message));

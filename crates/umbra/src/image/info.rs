@@ -54,7 +54,7 @@ fn open_nodes(tool: &Tool, want: &Want<'_>, chain: bool) -> Outcome<Vec<Disk>> {
         disks.push(disk);
         spec = match (chain, given, named) {
             (true, BackingSpec::Node(below), _) => *below,
-            (true, BackingSpec::FromImage, Some(backing)) => {
+            (true, BackingSpec::FromImage | BackingSpec::Changed(_), Some(backing)) => {
                 if !spec.follow_references {
                     let role = Referenced::Backing.role();
                     return Err(Error::ReferenceRefused { image: shown, named: backing.name, role }.into());
@@ -112,14 +112,15 @@ impl NodeInfo {
         let node = disk.node();
         let mut info = node.format().info()?;
         info.format = node.format_name().to_owned();
-        info.filename = node.name().to_owned();
+        info.filename = name_of(&node);
         let mut files = Vec::new();
         let storages = node.format().storages();
         // The files of a disk in several parts come first; an external data file is not told of.
         for (index, storage) in storages.iter().enumerate().rev() {
             let role = if index == 0 { "file".to_owned() } else { format!("extents.{}", index - 1) };
             if index == 0 || info.format == "vmdk" {
-                files.push(File { role, info: storage.info(), len: storage.len()? });
+                // In whole sectors, as everything that a block device tells.
+                files.push(File { role, info: storage.info(), len: storage.len()?.next_multiple_of(512) });
             }
         }
         let allocated: Option<u64> = files.iter().map(|file| file.info.allocated).sum();
@@ -228,6 +229,28 @@ impl NodeInfo {
     pub fn snapshots(&self) -> &[SnapshotInfo] {
         &self.info.snapshots
     }
+}
+
+/// What a node is called: its file's name, or a `json:` name where that alone would not open the same.
+fn name_of(node: &Node) -> String {
+    let spec = node.spec();
+    let option = |name: &str| spec.options.get(name).map(|value| (name.to_owned(), Json::from(value)));
+    let strong = match node.format_name() {
+        "raw" => [option("offset"), option("size"), None],
+        "luks" => [None, None, option("key-secret")],
+        "qcow2" => [option("encrypt.key-secret"), None, None],
+        "vpc" => [option("force_size_calc"), None, None],
+        _ => [None, None, None],
+    };
+    if strong.iter().all(Option::is_none) || !matches!(spec.file.protocol.as_str(), "" | "file") {
+        return node.name().to_owned();
+    }
+    let [first, middle, last] = strong;
+    let file = Object::default().with("driver", "file").with("filename", node.name());
+    let driver = ("driver".to_owned(), Json::from(node.format_name()));
+    let file = ("file".to_owned(), Json::from(file));
+    let members = [first, Some(driver), middle, Some(file), last];
+    format!("json:{}", Json::Map(members.into_iter().flatten().collect()).line())
 }
 
 fn file_json(file: &File) -> Json {

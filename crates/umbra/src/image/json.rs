@@ -89,6 +89,23 @@ impl Json {
         out
     }
 
+    /// On one line.
+    pub fn line(&self) -> String {
+        let list = |parts: Vec<String>, open: char, close: char| format!("{open}{}{close}", parts.join(", "));
+        match self {
+            Json::List(values) => list(values.iter().map(Json::line).collect(), '[', ']'),
+            Json::Map(members) => {
+                let member = |(name, value): &(String, Json)| {
+                    let mut text = String::new();
+                    quote(name, &mut text);
+                    format!("{text}: {}", value.line())
+                };
+                list(members.iter().map(member).collect(), '{', '}')
+            }
+            plain => plain.pretty(),
+        }
+    }
+
     fn write(&self, out: &mut String, depth: usize) {
         match self {
             Json::Bool(truth) => out.push_str(if *truth { "true" } else { "false" }),
@@ -148,34 +165,6 @@ pub fn quote(text: &str, out: &mut String) {
         }
     }
     out.push('"');
-}
-
-/// Reads JSON in which strings may stand between apostrophes too, as in names that begin with `json:`.
-pub fn parse_relaxed(text: &str) -> Result<serde_json::Value, serde_json::Error> {
-    let mut strict = String::with_capacity(text.len());
-    let mut within = None;
-    let mut units = text.chars();
-    while let Some(unit) = units.next() {
-        match (within, unit) {
-            (Some(_), '\\') => match units.next() {
-                // JSON knows no escaped apostrophe.
-                Some('\'') => strict.push('\''),
-                Some(next) => strict.extend(['\\', next]),
-                None => strict.push('\\'),
-            },
-            (None, '"' | '\'') => {
-                within = Some(unit);
-                strict.push('"');
-            }
-            (Some(end), _) if unit == end => {
-                within = None;
-                strict.push('"');
-            }
-            (Some('\''), '"') => strict.push_str("\\\""),
-            _ => strict.push(unit),
-        }
-    }
-    serde_json::from_str(&strict)
 }
 
 #[cfg(test)]

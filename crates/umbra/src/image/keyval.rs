@@ -1,7 +1,8 @@
 //! Options as text: `key=value,key=value`, where a comma in a value is written twice.
 
-use serde_json::Value;
 use umbra_block::Options;
+
+use super::json_read::Value;
 
 /// Nesting of JSON that names an image: each level is a node of its chain.
 const DEPTH_MAX: usize = 64;
@@ -67,40 +68,63 @@ pub fn asks_for_help(text: &str) -> bool {
     pairs(text).is_ok_and(|list| list.iter().any(|(key, _)| key == "help" || key == "?"))
 }
 
-/// A JSON object as options: members of members get dotted names.
+/// A JSON object as options: members of members get dotted names. What is to be a name counts only where it is a string.
 pub fn flatten(value: &Value) -> Result<Options, String> {
-    let Value::Object(members) = value else { return Err("Invalid JSON object given".to_owned()) };
-    let mut flat = Options::new();
+    let Value::Map(members) = value else { return Err("Invalid JSON object given".to_owned()) };
+    let mut flat = Flat::default();
     for (name, value) in members {
-        put(&mut flat, name.clone(), value, 0)?;
+        flat.put(name.clone(), value, 0)?;
     }
-    Ok(flat)
+    match flat.empty {
+        None => Ok(flat.options),
+        Some(name) => {
+            let driver = flat.options.get("driver").unwrap_or("raw");
+            Err(format!("Block format '{driver}' does not support the option '{name}'"))
+        }
+    }
 }
 
-fn put(flat: &mut Options, name: String, value: &Value, depth: usize) -> Result<(), String> {
-    if depth == DEPTH_MAX {
-        return Err(format!("the JSON is nested more than {DEPTH_MAX} deep"));
+#[derive(Default)]
+struct Flat {
+    options: Options,
+    /// Has an empty array or object as its value, which no option has.
+    empty: Option<String>,
+}
+
+impl Flat {
+    fn put(&mut self, name: String, value: &Value, depth: usize) -> Result<(), String> {
+        if depth == DEPTH_MAX {
+            return Err(format!("the JSON is nested more than {DEPTH_MAX} deep"));
+        }
+        let last = name.rsplit('.').next().unwrap_or_default();
+        let text = match value {
+            Value::Null if last == "backing" => "",
+            Value::Null => return Ok(()),
+            Value::Text(text) => text,
+            Value::Bool(_) | Value::Number(_) if matches!(last, "filename" | "driver") => return Ok(()),
+            Value::Bool(true) => "on",
+            Value::Bool(false) => "off",
+            Value::Number(text) => text,
+            Value::List(list) if !list.is_empty() => {
+                let mut elements = list.iter().enumerate();
+                return elements
+                    .try_for_each(|(at, value)| self.put(format!("{name}.{at}"), value, depth + 1));
+            }
+            Value::Map(members) if !members.is_empty() => {
+                let mut members = members.iter();
+                return members
+                    .try_for_each(|(inner, value)| self.put(format!("{name}.{inner}"), value, depth + 1));
+            }
+            Value::List(_) | Value::Map(_) => {
+                if !matches!(last, "filename" | "driver" | "file") {
+                    self.empty.get_or_insert(name);
+                }
+                return Ok(());
+            }
+        };
+        self.options.set(name, text);
+        Ok(())
     }
-    match value {
-        // The one that stands for "none, whatever the image says".
-        Value::Null => flat.set(name, ""),
-        Value::Bool(truth) => flat.set(name, if *truth { "on" } else { "off" }),
-        Value::Number(number) => flat.set(name, number.to_string()),
-        Value::String(text) => flat.set(name, text.as_str()),
-        Value::Array(list) => {
-            for (index, value) in list.iter().enumerate() {
-                put(flat, format!("{name}.{index}"), value, depth + 1)?;
-            }
-            return Ok(());
-        }
-        Value::Object(members) => {
-            for (inner, value) in members {
-                put(flat, format!("{name}.{inner}"), value, depth + 1)?;
-            }
-            return Ok(());
-        }
-    };
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::{asks_for_help, flatten, options, pairs};
+use crate::image::json_read;
 
 #[test]
 fn commas_are_written_twice() {
@@ -17,21 +18,21 @@ fn help_is_asked_for_in_two_ways() {
 
 #[test]
 fn json_becomes_dotted_names() {
-    let value = serde_json::json!({"driver": "qcow2", "file": {"filename": "a", "locking": false, "n": [3, "x"]}, "backing": null});
-    let flat = flatten(&value).unwrap();
-    for (name, value) in [
+    let text = "{'driver': 'qcow2', 'file': {'filename': 'a', 'locking': false, 'n': [3, 'x']}, 'backing': null, 'y': null}";
+    let flat = flatten(&json_read::read(text).unwrap()).unwrap();
+    let expected = [
+        ("backing", ""),
         ("driver", "qcow2"),
         ("file.filename", "a"),
         ("file.locking", "off"),
+        ("file.n.0", "3"),
         ("file.n.1", "x"),
-        ("backing", ""),
-    ] {
-        assert_eq!(flat.get(name), Some(value), "{name}");
-    }
-    assert!(flatten(&serde_json::json!([1])).is_err());
-    let mut deep = serde_json::json!(1);
-    for _ in 0..100 {
-        deep = serde_json::json!({ "a": deep });
-    }
-    assert!(flatten(&deep).is_err());
+    ];
+    assert_eq!(flat.iter().collect::<Vec<_>>(), expected);
+    assert!(flatten(&json_read::read("[1]").unwrap()).is_err());
+    let deep = format!("{}1{}", "{'a':".repeat(100), "}".repeat(100));
+    assert!(flatten(&json_read::read(&deep).unwrap()).is_err());
+    let numbers = json_read::read("{'driver': 5, 'file.filename': [], 'x': {}}").unwrap();
+    let wrong = "Block format 'raw' does not support the option 'x'";
+    assert_eq!(flatten(&numbers), Err(wrong.to_owned()));
 }

@@ -18,6 +18,7 @@ mod files;
 mod getopt;
 mod info;
 mod json;
+mod json_read;
 mod keyval;
 mod map;
 mod measure;
@@ -120,6 +121,16 @@ fn dispatch(program: &'static str, words: &[String]) -> u8 {
             _ => {}
         }
     }
+    for text in parsed.all("trace") {
+        match trace(program, text) {
+            Ok(true) => return 0,
+            Ok(false) => {}
+            Err(message) => {
+                tell(&message);
+                return 1;
+            }
+        }
+    }
     if let Some(error) = parsed.error {
         complain(program, &error.to_string());
         return hint(program, "");
@@ -155,6 +166,32 @@ fn dispatch(program: &'static str, words: &[String]) -> u8 {
             failure.code
         }
     }
+}
+
+/// Reads what is to be traced. There are no events, so it is only looked at; true where it asks which there are.
+fn trace(program: &str, text: &str) -> Result<bool, String> {
+    let mut pairs = keyval::pairs(text).map_err(|error| format!("{program}: {error}"))?;
+    // The event stands first, without a name.
+    if let Some((first, value)) = pairs.first_mut()
+        && text.split([',', '=']).next() == Some(first)
+        && value == "on"
+    {
+        *value = std::mem::replace(first, "enable".to_owned());
+    }
+    for (key, value) in &pairs {
+        match key.as_str() {
+            "enable" if value == "help" || value == "?" => return Ok(true),
+            "enable" if value.contains('*') => {}
+            "enable" => complain(program, &format!("warning: trace event '{value}' does not exist")),
+            "file" => {}
+            "events" => {
+                std::fs::File::open(value)
+                    .map_err(|error| format!("{program}:{value}: {}", failure::reason(&error)))?;
+            }
+            other => return Err(format!("{program}: Invalid parameter '{other}'")),
+        }
+    }
+    Ok(false)
 }
 
 /// Reads a command's words. The last of `resize` is a size, which may begin with a minus as options do.

@@ -11,7 +11,8 @@ use umbra_block::{
 
 use super::failure::{Doing, Failure, Outcome};
 use super::getopt::Parsed;
-use super::{Tool, json, keyval, tell};
+use super::json_read::{self, Value};
+use super::{Tool, keyval, tell};
 
 /// A cache mode, as `-t` and `-T` name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -104,18 +105,33 @@ impl Tool {
         self.spec_plain(want).doing(|| format!("Could not open '{}'", want.name))
     }
 
-    fn spec_plain(&self, want: &Want<'_>) -> Outcome<NodeSpec> {
+    /// The same, with what is wrong alone.
+    pub fn spec_plain(&self, want: &Want<'_>) -> Outcome<NodeSpec> {
         let json = want.name.strip_prefix("json:");
-        let node = |options: Options| match want.alone {
-            true => refuse_backing(&options).and_then(|()| from_options(options)),
-            false => from_options(options),
+        let node = |options: Options| {
+            if let Some(driver) = options.get("driver") {
+                self.environment.registry.get(driver)?;
+            }
+            check_node_names(&options)?;
+            if want.alone {
+                refuse_backing(&options)?;
+            }
+            from_options(options)
         };
         let mut spec = if want.image_opts {
-            node(keyval::options(want.name).map_err(Failure::new)?)?
+            let options = keyval::options(want.name).map_err(Failure::new)?;
+            self.warn_of_empty_backing(options.iter());
+            node(options)?
         } else if let Some(text) = json {
-            let value = json::parse_relaxed(text).map_err(|error| {
-                Failure::new(format!("Could not parse the JSON options: JSON parse error, {error}"))
-            })?;
+            let value = json_read::read(text)
+                .map_err(|error| Failure::new(format!("Could not parse the JSON options: {error}")))?;
+            if let Value::Map(members) = &value {
+                let texts = members.iter().filter_map(|(name, value)| match value {
+                    Value::Text(text) => Some((name.as_str(), text.as_str())),
+                    _ => None,
+                });
+                self.warn_of_empty_backing(texts);
+            }
             node(keyval::flatten(&value).map_err(Failure::new)?)?
         } else {
             NodeSpec { file: file_spec(want.name), ..NodeSpec::new(want.name, None) }
@@ -140,6 +156,12 @@ impl Tool {
         spec.metadata_only = want.metadata_only;
         spec.for_check = want.for_check;
         Ok(spec)
+    }
+
+    fn warn_of_empty_backing<'o>(&self, mut options: impl Iterator<Item = (&'o str, &'o str)>) {
+        if options.any(|option| option == ("backing", "")) {
+            self.say("warning: Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        }
     }
 
     /// Opens an image.
@@ -197,19 +219,11 @@ fn in_words_of_open(error: Error, spec: &NodeSpec) -> Failure {
     match &error {
         Error::NeedsSecret(_) if is_luks() => Failure::new("Parameter 'key-secret' is required for cipher"),
         Error::NeedsSecret(_) => Failure::new("Parameter 'encrypt.key-secret' is required for cipher"),
-        Error::InvalidOption(text) => match (text.strip_prefix("Invalid parameter "), &spec.format) {
-            (Some(name), Some(format)) => {
-                Failure::new(format!("Block format '{format}' does not support the option {name}"))
-            }
-            _ => error.into(),
-        },
         _ => error.into(),
     }
 }
 
 fn policy(options: &Options) -> Outcome<(Discard, DetectZeroes)> {
-    let wrong =
-        |name: &str, value: &str| Failure::new(format!("Parameter '{name}' does not accept value '{value}'"));
     let discard = match options.get("discard") {
         None | Some("unmap" | "on") => Discard::Unmap,
         Some("ignore" | "off") => Discard::Ignore,
@@ -219,9 +233,59 @@ fn policy(options: &Options) -> Outcome<(Discard, DetectZeroes)> {
         None | Some("off") => DetectZeroes::Off,
         Some("on") => DetectZeroes::On,
         Some("unmap") => DetectZeroes::Unmap,
-        Some(other) => return Err(wrong("detect-zeroes", other)),
+        Some(other) => return Err(invalid(other)),
     };
     Ok((discard, detect))
+}
+
+fn invalid(value: &str) -> Failure {
+    Failure::new(format!("invalid parameter value: {value}"))
+}
+
+/// Characters of a node's name, at most.
+const NODE_NAME_MAX: usize = 31;
+
+/// Nodes are named for who works on a running machine. Here nothing comes of their names, but wrong ones are told.
+fn check_node_names(options: &Options) -> Outcome<()> {
+    let mut names = Vec::new();
+    for (key, name) in options.iter() {
+        if key != "node-name" && !key.ends_with(".node-name") {
+            continue;
+        }
+        let fits = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
+        if !name.starts_with(|letter: char| letter.is_ascii_alphabetic()) || !name.chars().all(fits) {
+            return Err(Failure::new(format!("Invalid node-name: '{name}'")));
+        }
+        if name.len() > NODE_NAME_MAX {
+            return Err(Failure::new("Node name too long"));
+        }
+        if names.contains(&name) {
+            return Err(Failure::new(format!("Duplicate nodes with node-name='{name}'")));
+        }
+        names.push(name);
+    }
+    Ok(())
+}
+
+/// Takes out what every node has, be it a format or a file.
+fn take_common(options: &mut Options, spec: &mut NodeSpec) -> Outcome<()> {
+    options.take("node-name");
+    // What only a running machine has a use for.
+    for name in ["active", "auto-read-only", "cache.no-flush", "read-only"] {
+        options.take_bool(name)?;
+    }
+    spec.direct |= options.take_bool("cache.direct")?.unwrap_or(false);
+    if options.take_bool("force-share")?.unwrap_or(false) {
+        spec.lock = LockMode::None;
+    }
+    let (discard, detect) = policy(options)?;
+    let unmaps = discard == Discard::Unmap && options.get("discard").is_some();
+    if detect == DetectZeroes::Unmap && !unmaps {
+        return Err(Failure::new(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+        ));
+    }
+    Ok(())
 }
 
 /// A file's name, with the protocol that it may begin with.
@@ -265,28 +329,22 @@ pub fn from_options(mut options: Options) -> Outcome<NodeSpec> {
             None => Failure::new("Must specify either driver or file"),
         });
     }
-    let backing = backing_of(&mut options)?;
-    let mut spec = NodeSpec { format, backing, ..NodeSpec::new(String::new(), None) };
-    spec.file = file_of(file, &mut spec)?;
-    // What only a running machine has a use for.
-    for name in ["node-name", "auto-read-only", "cache.no-flush"] {
-        options.take(name);
-    }
-    spec.direct |= options.take_bool("cache.direct")?.unwrap_or(false);
-    if options.take_bool("force-share")?.unwrap_or(false) {
-        spec.lock = LockMode::None;
-    }
-    options.take_bool("read-only")?;
-    let policy = policy(&options)?;
-    if policy == (Discard::Ignore, DetectZeroes::Unmap)
-        || options.get("discard").is_none() && policy.1 == DetectZeroes::Unmap
-    {
-        return Err(Failure::new(
-            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
-        ));
-    }
-    spec.options = options;
+    let mut spec = NodeSpec { format, ..NodeSpec::new(String::new(), None) };
+    node_of(&mut spec, file, options)?;
     Ok(spec)
+}
+
+/// The rest of a node, of which driver and file are known.
+fn node_of(spec: &mut NodeSpec, file: Options, mut options: Options) -> Outcome<()> {
+    spec.backing = backing_of(&mut options)?;
+    // It counts for the file too, where that says nothing else.
+    spec.direct |= options.clone().take_bool("cache.direct")?.unwrap_or(false);
+    if !file.is_empty() {
+        spec.file = file_of(file, spec)?;
+    }
+    take_common(&mut options, spec)?;
+    spec.options = options;
+    Ok(())
 }
 
 /// Where no backing file is opened, what is said of one has no use.
@@ -305,8 +363,9 @@ fn refuse_backing(options: &Options) -> Outcome<()> {
     }
 }
 
+/// What is said of the backing file. Where that has no file of its own, it is about the one that the image names.
 fn backing_of(options: &mut Options) -> Outcome<BackingSpec> {
-    let below = options.take_prefixed("backing.");
+    let mut below = options.take_prefixed("backing.");
     match (options.take("backing").as_deref(), below.is_empty()) {
         (Some(""), _) => Ok(BackingSpec::None),
         (Some(node), _) => Err(Failure::new(format!(
@@ -314,8 +373,19 @@ fn backing_of(options: &mut Options) -> Outcome<BackingSpec> {
         ))),
         (None, true) => Ok(BackingSpec::FromImage),
         (None, false) => {
-            let node = from_options(below).doing(|| "Could not open backing file".to_owned())?;
-            Ok(BackingSpec::Node(Box::new(node)))
+            let doing = || "Could not open backing file".to_owned();
+            let of_protocol = below.get("driver").is_some_and(|driver| PROTOCOLS.contains(&driver));
+            if of_protocol || below.get("file").is_some() || below.get("file.filename").is_some() {
+                return Ok(BackingSpec::Node(Box::new(from_options(below).doing(doing)?)));
+            }
+            let mut spec = NodeSpec { format: below.take("driver"), ..NodeSpec::new(String::new(), None) };
+            let mut file = below.take_prefixed("file.");
+            // It stands for the name that the image has.
+            if !file.is_empty() {
+                file.set("filename", "");
+            }
+            node_of(&mut spec, file, below).doing(doing)?;
+            Ok(BackingSpec::Changed(Box::new(spec)))
         }
     }
 }
@@ -326,10 +396,15 @@ fn file_of(mut file: Options, spec: &mut NodeSpec) -> Outcome<FileSpec> {
     match driver.as_deref() {
         None | Some("file" | "host_device") => {
             let name = name.ok_or_else(|| {
-                let driver = driver.as_deref().unwrap_or("file");
-                Failure::new(format!("The '{driver}' block driver requires a file name"))
+                Failure::new(match &driver {
+                    Some(driver) => format!("The '{driver}' block driver requires a file name"),
+                    None => "Must specify either driver or file".to_owned(),
+                })
             })?;
-            let invalid = |value: &str| Failure::new(format!("invalid parameter value: {value}"));
+            take_common(&mut file, spec)?;
+            for name in ["discard", "detect-zeroes"] {
+                file.take(name);
+            }
             match file.take("locking").as_deref() {
                 None | Some("on" | "auto") => {}
                 Some("off") => spec.lock = LockMode::None,
@@ -337,13 +412,22 @@ fn file_of(mut file: Options, spec: &mut NodeSpec) -> Outcome<FileSpec> {
             }
             match file.take("aio").as_deref() {
                 // How requests reach the host is chosen by what the host can do.
-                None | Some("threads" | "native" | "io_uring") => {}
+                None | Some("threads" | "io_uring") => {}
+                Some("native") if spec.direct => {}
+                Some("native") => {
+                    return Err(Failure::new(
+                        "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+                    ));
+                }
                 Some(other) => return Err(invalid(other)),
             }
-            for ignored in ["node-name", "discard", "read-only", "auto-read-only", "cache.no-flush"] {
-                file.take(ignored);
+            for ignored in ["drop-cache", "x-check-cache-dropped"] {
+                file.take_bool(ignored)?;
             }
-            spec.direct |= file.take_bool("cache.direct")?.unwrap_or(false);
+            file.take_number("aio-max-batch")?;
+            if let Some(id) = file.take("pr-manager") {
+                return Err(Failure::new(format!("No persistent reservation manager with id '{id}'")));
+            }
             if let Some((name, _)) = file.iter().next() {
                 let driver = driver.as_deref().unwrap_or("file");
                 return Err(Failure::new(format!(

@@ -1,7 +1,7 @@
 use umbra_block::BackingSpec;
 
 use super::{Cache, file_spec, from_options};
-use crate::image::{json, keyval};
+use crate::image::{json_read, keyval};
 
 #[test]
 fn names_may_begin_with_a_protocol() {
@@ -35,11 +35,11 @@ fn a_node_is_made_of_its_options() {
 #[test]
 fn a_backing_node_may_be_given() {
     let text = r#"{"driver":"qcow2","file":{"driver":"file","filename":"a"},"backing":{"driver":"raw","file.filename":"b"}}"#;
-    let spec = from_options(keyval::flatten(&json::parse_relaxed(text).unwrap()).unwrap()).unwrap();
+    let spec = from_options(keyval::flatten(&json_read::read(text).unwrap()).unwrap()).unwrap();
     let BackingSpec::Node(backing) = spec.backing else { panic!("no backing node") };
     assert_eq!((backing.format.as_deref(), backing.file.name.as_str()), (Some("raw"), "b"));
     let text = r#"{"driver":"qcow2","file.filename":"a","backing":null}"#;
-    let spec = from_options(keyval::flatten(&json::parse_relaxed(text).unwrap()).unwrap()).unwrap();
+    let spec = from_options(keyval::flatten(&json_read::read(text).unwrap()).unwrap()).unwrap();
     assert_eq!(spec.backing, BackingSpec::None);
 }
 

@@ -529,6 +529,16 @@ pub fn overview(program: &str, formats: &[&str]) -> String {
     for command in COMMANDS {
         text.push_str(&format!("  {:10}{}\n", command.name, command.about));
     }
+    if program != super::QEMU_NAME {
+        text.push_str("\nImages that `umbra run NAME` boots:\n");
+        for (name, about) in [
+            ("build", "build one from a recipe"),
+            ("ls", "list those that were built"),
+            ("rm", "remove some"),
+        ] {
+            text.push_str(&format!("  {name:10}{about}\n"));
+        }
+    }
     text.push_str(&format!("\n`{program} COMMAND --help` tells a command's options.\n\n"));
     text.push_str(&format!("Supported formats: {}\n", formats.join(" ")));
     text

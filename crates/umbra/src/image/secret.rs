@@ -11,10 +11,32 @@ use umbra_block::{Options, Secrets, open_secret};
 use zeroize::Zeroizing;
 
 use super::failure::{Failure, Outcome, reason};
-use super::{json, keyval, tell};
+use super::{json_read, keyval, tell};
 
 /// A password is no longer than this, so that a name given by mistake does no harm.
 const LEN_MAX: u64 = 64 << 10;
+
+/// Objects of QEMU's that there are not here.
+const OTHERS: [&str; 18] = [
+    "authz-list",
+    "authz-list-file",
+    "authz-pam",
+    "authz-simple",
+    "can-bus",
+    "iothread",
+    "main-loop",
+    "memory-backend-file",
+    "memory-backend-memfd",
+    "memory-backend-ram",
+    "pr-manager-helper",
+    "rng-random",
+    "secret_keyring",
+    "thread-context",
+    "throttle-group",
+    "tls-cipher-suites",
+    "tls-creds-anon",
+    "tls-creds-psk",
+];
 
 /// Makes the objects of a command line. One that is encrypted may come before the one that opens it.
 pub fn read_all<'a>(definitions: impl Iterator<Item = &'a str>) -> Outcome<Secrets> {
@@ -56,7 +78,10 @@ impl Given {
         let mut options = properties(definition).map_err(Failure::new)?;
         let kind = options.take("qom-type").ok_or_else(|| Failure::new("Parameter 'qom-type' is missing"))?;
         if kind != "secret" {
-            return Err(Failure::new(format!("Parameter 'qom-type' does not accept value '{kind}'")));
+            return Err(Failure::new(match OTHERS.contains(&kind.as_str()) {
+                true => format!("invalid object type: {kind}"),
+                false => format!("Parameter 'qom-type' does not accept value '{kind}'"),
+            }));
         }
         let id = options.take("id").ok_or_else(|| Failure::new("Parameter 'id' is missing"))?;
         check_id(&id)?;
@@ -116,7 +141,7 @@ pub fn check_id(id: &str) -> Outcome<()> {
 /// The properties of an object; `qom-type` is its type.
 pub fn properties(definition: &str) -> Result<Options, String> {
     if definition.starts_with('{') {
-        return keyval::flatten(&json::parse_relaxed(definition).map_err(|error| error.to_string())?);
+        return keyval::flatten(&json_read::read(definition)?);
     }
     let mut pairs = keyval::pairs(definition)?;
     // The type stands first, without a name.
@@ -148,6 +173,8 @@ pub fn help(definition: &str) -> Option<String> {
             "prompt=<bool>",
         ],
         "tls-creds-x509" => &["dir=<string>", "endpoint=client|server", "verify-peer=<bool>"],
+        // Of one that there is not, which there are.
+        _ if asked => return help("help"),
         _ => return None,
     };
     let lines: String = properties.iter().map(|one| format!("  {one}\n")).collect();
@@ -223,6 +250,9 @@ fn base64(text: &[u8]) -> Outcome<Zeroizing<Vec<u8>>> {
     digits.extend(text.iter().copied().filter(|&byte| byte != b'\n'));
     let (groups, rest) = digits.as_chunks::<4>();
     let mut bytes = Zeroizing::new(Vec::with_capacity(digits.len()));
+    if text.contains(&0) {
+        return Err(Failure::new("Base64 data contains embedded NUL characters"));
+    }
     let value = |digit: u8| match digit {
         b'=' => Some(0),
         _ => ALPHABET.iter().position(|&one| one == digit),

@@ -62,8 +62,17 @@ const HINTS: [OptionSpec; 2] = [
 ];
 const NOCOW: &str = "nocow";
 
-/// Formats whose option `preallocation` is the file's, and told of as such.
+/// Formats with an option `preallocation` of their own.
+const PREALLOCATED_BY_FORMAT: [&str; 1] = ["qcow2"];
+/// Formats that preallocate their file, which is told of as the file's affair.
 const PREALLOCATED_BY_FILE: [&str; 3] = ["raw", "luks", "file"];
+/// The file's `preallocation` of other formats. Their file is empty at first, so nothing comes of it.
+const PREALLOCATION: OptionSpec = OptionSpec::new(
+    "preallocation",
+    OptionKind::Text,
+    "Preallocation mode (allowed values: off, falloc, full)",
+    None,
+);
 
 /// An image to make.
 #[derive(Debug, Clone)]
@@ -109,7 +118,8 @@ pub fn given(driver: &dyn FormatDriver, texts: &[&str]) -> Outcome<Given> {
         given.backing_fmt = options.take("backing_fmt");
     }
     for (name, value) in options.iter() {
-        let spec = driver.create_options().iter().chain(&HINTS).find(|spec| spec.name == name);
+        let spec = driver.create_options().iter().chain(&HINTS).chain([&PREALLOCATION]);
+        let spec = spec.into_iter().find(|spec| spec.name == name);
         let spec = spec.ok_or_else(|| Failure::new(format!("Invalid parameter '{name}'")))?;
         match spec.kind {
             OptionKind::Size if size::parse(value).is_err() => return Err(wrong_size(name)),
@@ -126,6 +136,11 @@ pub fn given(driver: &dyn FormatDriver, texts: &[&str]) -> Outcome<Given> {
         if let Some(value) = options.take(hint.name) {
             given.hints.set(hint.name, value);
         }
+    }
+    if !driver.create_options().iter().any(|spec| spec.name == PREALLOCATION.name)
+        && let Some(mode) = options.take(PREALLOCATION.name)
+    {
+        given.hints.set(PREALLOCATION.name, mode);
     }
     given.options = options;
     Ok(given)
@@ -176,7 +191,7 @@ impl Target {
             let value = size::parse(value).map_or(value.to_owned(), |bytes| bytes.to_string());
             words.push((name.to_owned(), value));
         }
-        let by_file = PREALLOCATED_BY_FILE.contains(&self.driver.name());
+        let by_file = !PREALLOCATED_BY_FORMAT.contains(&self.driver.name());
         let rank = |name: &str| match name {
             "backing_fmt" => ORDER.len(),
             NOCOW => ORDER.len() + 3,
@@ -187,7 +202,8 @@ impl Target {
         words.sort_by_key(|(name, _)| rank(name));
         let mut line = format!("Formatting '{}', fmt={}", self.name, self.driver.name());
         for (name, value) in words {
-            line.push_str(&format!(" {name}={value}"));
+            // So that it can be given as options again.
+            line.push_str(&format!(" {name}={}", value.replace(',', ",,")));
         }
         line
     }
@@ -197,11 +213,7 @@ impl Target {
         if self.backing.is_some() && !WITH_BACKING.contains(&self.driver.name()) {
             return Err(no_backing(self.driver.name()));
         }
-        if let Some(mode) = self.options.get("preallocation")
-            && Preallocation::parse(mode).is_err()
-        {
-            return Err(Failure::new(format!("Parameter 'preallocation' does not accept value '{mode}'")));
-        }
+        self.check_preallocation()?;
         let secret = if self.driver.name() == "qcow2" { "encrypt.key-secret" } else { "key-secret" };
         let partial = Partial::default();
         let mut environment = tool.environment_for(cache);
@@ -216,6 +228,20 @@ impl Target {
             }
             other => Failure::new(told(&other).replace("'key-secret'", &format!("'{secret}'"))),
         })
+    }
+
+    fn check_preallocation(&self) -> Outcome<()> {
+        let by_format = PREALLOCATED_BY_FORMAT.contains(&self.driver.name());
+        let hint = self.hints.get(PREALLOCATION.name);
+        let Some(mode) = hint.or(self.options.get(PREALLOCATION.name)) else { return Ok(()) };
+        Err(Failure::new(match Preallocation::parse(mode) {
+            Err(_) if by_format => format!("Parameter 'preallocation' does not accept value '{mode}'"),
+            Err(_) => format!("invalid parameter value: {mode}"),
+            Ok(Preallocation::Metadata) if hint.is_some() => {
+                format!("Unsupported preallocation mode: {mode}")
+            }
+            Ok(_) => return Ok(()),
+        }))
     }
 
     fn make_in(
@@ -268,8 +294,13 @@ pub fn option_help(driver: &dyn FormatDriver, amend: bool, with_file: bool) -> S
     }
     let files_own = |line: &str| line.starts_with("preallocation=");
     if with_file {
-        HINTS.iter().for_each(|hint| {
-            let kind = if hint.kind == OptionKind::Size { "size" } else { "bool (on/off)" };
+        let own = lines.iter().any(|(line, _)| files_own(line));
+        HINTS.iter().chain((!own).then_some(&PREALLOCATION)).for_each(|hint| {
+            let kind = match hint.kind {
+                OptionKind::Size => "size",
+                OptionKind::Bool => "bool (on/off)",
+                _ => "str",
+            };
             lines.push((format!("{}=<{kind}>", hint.name), hint.help));
         });
     } else if PREALLOCATED_BY_FILE.contains(&driver.name()) {

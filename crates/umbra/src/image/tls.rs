@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use umbra_nbd::{TlsClient, TlsServer};
 
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, reason};
 use super::secret;
 
 /// The type that such an object has.
@@ -49,6 +49,10 @@ pub fn split<'a>(definitions: impl Iterator<Item = &'a str>) -> Outcome<(Vec<&'a
         if let Some((name, _)) = options.iter().next() {
             return Err(Failure::new(format!("Property '{KIND}.{name}' not found")));
         }
+        let authority = Path::new(&folder).join("ca-cert.pem");
+        std::fs::File::open(&authority).map_err(|error| {
+            Failure::new(format!("Unable to access credentials {}: {}", authority.display(), reason(&error)))
+        })?;
         let object = TlsObject { folder: folder.into(), is_server, verify };
         if objects.0.insert(id.clone(), object).is_some() {
             return Err(Failure::new(format!(

@@ -8,7 +8,8 @@ pub mod open;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use umbra_machine::NetworkSpec;
-use umbra_net::user::ForwardProtocol;
+use umbra_net::user::{Forward, ForwardProtocol};
+use umbra_server::{Port, Protocol};
 
 use crate::disk::{parse_switch, split};
 
@@ -108,28 +109,79 @@ fn parse_user(parts: impl Iterator<Item = String>) -> Result<UserOption, String>
 /// # Errors
 /// What is wrong with it, for the user.
 pub fn parse_publish(text: &str) -> Result<Publish, String> {
-    let wrong = |what: &str| {
-        format!("{what}; give [ADDRESS:]PORT:GUEST_PORT, such as 8080:80, 0.0.0.0:8080:80 or 5353:53/udp")
-    };
-    let (ports, protocol) = match text.split_once('/') {
-        None => (text, ForwardProtocol::Tcp),
-        Some((ports, "tcp")) => (ports, ForwardProtocol::Tcp),
-        Some((ports, "udp")) => (ports, ForwardProtocol::Udp),
-        Some((_, other)) => return Err(wrong(&format!("`{other}` is neither tcp nor udp"))),
-    };
+    let publish = parse_live(text)?;
+    match publish.host.port() {
+        0 => Err(wrong_port("`0` is no port")),
+        _ => Ok(publish),
+    }
+}
+
+/// The same for a machine that runs: 0 lets the host choose the port.
+///
+/// # Errors
+/// What is wrong with it, for the user.
+pub fn parse_live(text: &str) -> Result<Publish, String> {
+    let (protocol, ports) = parse_protocol(text)?;
     let (host, guest) =
-        ports.rsplit_once(':').ok_or_else(|| wrong(&format!("`{text}` names no port of the guest")))?;
-    let (address, port) = match host.rsplit_once(':') {
-        None => (IpAddr::V4(Ipv4Addr::LOCALHOST), host),
+        ports.rsplit_once(':').ok_or_else(|| wrong_port(&format!("`{text}` names no port of the guest")))?;
+    let guest_port = guest.parse().ok().filter(|port| *port != 0u16);
+    let guest_port = guest_port.ok_or_else(|| wrong_port(&format!("`{guest}` is no port")))?;
+    Ok(Publish { protocol, host: parse_host(host)?, guest_port })
+}
+
+/// Reads `[ADDRESS:]PORT[:GUEST_PORT][/tcp|/udp]`, of a port that is to be closed.
+///
+/// # Errors
+/// What is wrong with it, for the user.
+pub fn parse_removed(text: &str) -> Result<(ForwardProtocol, SocketAddr), String> {
+    if let Ok(publish) = parse_publish(text) {
+        return Ok((publish.protocol, publish.host));
+    }
+    let (protocol, host) = parse_protocol(text)?;
+    Ok((protocol, parse_host(host)?))
+}
+
+fn wrong_port(what: &str) -> String {
+    format!("{what}; give [ADDRESS:]PORT:GUEST_PORT, such as 8080:80, 0.0.0.0:8080:80 or 5353:53/udp")
+}
+
+fn parse_protocol(text: &str) -> Result<(ForwardProtocol, &str), String> {
+    match text.split_once('/') {
+        None => Ok((ForwardProtocol::Tcp, text)),
+        Some((ports, "tcp")) => Ok((ForwardProtocol::Tcp, ports)),
+        Some((ports, "udp")) => Ok((ForwardProtocol::Udp, ports)),
+        Some((_, other)) => Err(wrong_port(&format!("`{other}` is neither tcp nor udp"))),
+    }
+}
+
+fn parse_host(text: &str) -> Result<SocketAddr, String> {
+    let (address, port) = match text.rsplit_once(':') {
+        None => (IpAddr::V4(Ipv4Addr::LOCALHOST), text),
         Some((address, port)) => {
             let plain = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
-            (plain.parse().map_err(|_| wrong(&format!("`{address}` is no IP address")))?, port)
+            let read = plain.parse().map_err(|_| wrong_port(&format!("`{address}` is no IP address")));
+            (read?, port)
         }
     };
-    let number = |text: &str| {
-        text.parse().ok().filter(|port| *port != 0u16).ok_or_else(|| wrong(&format!("`{text}` is no port")))
+    let port = port.parse().map_err(|_| wrong_port(&format!("`{port}` is no port")))?;
+    Ok(SocketAddr::new(address, port))
+}
+
+/// What the control socket calls a protocol, as the network does.
+pub fn forward_protocol(protocol: Protocol) -> ForwardProtocol {
+    match protocol {
+        Protocol::Tcp => ForwardProtocol::Tcp,
+        Protocol::Udp => ForwardProtocol::Udp,
+    }
+}
+
+/// An open port, as the control socket tells it.
+pub fn port_of(forward: &Forward) -> Port {
+    let protocol = match forward.protocol {
+        ForwardProtocol::Tcp => Protocol::Tcp,
+        ForwardProtocol::Udp => Protocol::Udp,
     };
-    Ok(Publish { protocol, host: SocketAddr::new(address, number(port)?), guest_port: number(guest)? })
+    Port { protocol, host: forward.host, guest_port: forward.guest_port }
 }
 
 /// The card's address of the network with this number, of a machine with this UUID: always the same.

@@ -9,6 +9,7 @@ use umbra_net::user::{
     Forward, ForwardProtocol, Gate, Listening, Passed, User, UserControl, UserSpec, system_resolvers,
 };
 use umbra_net::{Backend, Capture, SNAP_LEN};
+use umbra_server::Port;
 
 use super::{NetOption, Publish, UserOption};
 use crate::cli::Cable;
@@ -26,14 +27,16 @@ pub struct Prepared {
     pub networks: Vec<NetworkStart>,
     /// For the worker, behind its other descriptors.
     pub descriptors: Vec<OwnedFd>,
+    /// Ports that lead to the guest.
+    pub ports: Vec<Port>,
 }
 
-/// The networks that the options ask for. Ports or a capture without a network mean one in user space.
+/// The networks that the options ask for; without any, one in user space. `wanted` says that something else asks for one.
 ///
 /// # Errors
 /// Ports without a network that they lead to.
 pub fn networks_of(options: &[NetOption], wanted: bool) -> anyhow::Result<Vec<UserOption>> {
-    if options.is_empty() && wanted {
+    if options.is_empty() {
         return Ok(vec![UserOption::default()]);
     }
     if options.len() > 1 && options.contains(&NetOption::None) {
@@ -79,6 +82,7 @@ pub fn prepare(users: &[UserOption], cable: &Cable, hostname: &str) -> anyhow::R
             let listening = Forward { protocol, host, guest: None, guest_port }.listen()?;
             let udp = protocol == ForwardProtocol::Udp;
             network.ports.push(PortStart { udp, host: listening.forward().host, guest_port });
+            prepared.ports.push(super::port_of(&listening.forward()));
             prepared.descriptors.push(listening.into_socket());
         }
         if let Some(path) = pcap {
@@ -119,6 +123,17 @@ impl NetworkStart {
     }
 }
 
+/// What a port of the worker's speaks.
+pub fn protocol(udp: bool) -> ForwardProtocol {
+    if udp { ForwardProtocol::Udp } else { ForwardProtocol::Tcp }
+}
+
+/// A port that the broker has opened.
+pub fn listening(port: &PortStart, socket: OwnedFd) -> Listening {
+    let PortStart { udp, host, guest_port } = *port;
+    Listening::from_socket(Forward { protocol: protocol(udp), host, guest: None, guest_port }, socket)
+}
+
 /// The worker's networks: what the machine gets, and what they are controlled by.
 pub type Made = (Vec<Box<dyn Backend>>, Vec<UserControl>);
 
@@ -137,10 +152,8 @@ pub fn make(
         let mac = cards.get(index).map(NetworkSpec::mac_bytes).transpose()?;
         let outside = Passed::new(next()?);
         let (mut user, control) = User::new(network.spec(mac), Box::new(outside))?;
-        for PortStart { udp, host, guest_port } in network.ports.iter().copied() {
-            let protocol = if udp { ForwardProtocol::Udp } else { ForwardProtocol::Tcp };
-            let forward = Forward { protocol, host, guest: None, guest_port };
-            user.add_forward(Listening::from_socket(forward, next()?));
+        for port in &network.ports {
+            user.add_forward(listening(port, next()?));
         }
         let mut backend: Box<dyn Backend> = Box::new(user);
         if network.captured {

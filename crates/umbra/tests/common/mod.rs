@@ -69,6 +69,7 @@ impl Home {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.0.join("files"));
         command.env("XDG_RUNTIME_DIR", self.0.join("run")).env("XDG_CACHE_HOME", self.cache());
+        command.env("XDG_STATE_HOME", self.0.join("state"));
         command
     }
 
@@ -121,6 +122,15 @@ impl Home {
         said
     }
 
+    /// Runs a command that must be refused while a machine runs: one sentence with `words`.
+    pub fn refuse_running(&self, arguments: &[&str], words: &str) {
+        let output = self.end(arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        one_sentence(&said);
+        assert!(said.contains(words), "{arguments:?} says {said:?}, not {words:?}");
+    }
+
     /// Refuses `umbra run` with this kernel.
     pub fn refuse_kernel(&self, kernel: &[u8], more: &[&str], words: &[&str]) {
         let kernel = self.file("kernel", kernel);
@@ -138,9 +148,21 @@ impl Home {
         assert_eq!(parts.collect::<Vec<_>>(), [""; 0], "unfinished files");
     }
 
-    /// What `umbra ls` tells of machine `name`.
+    /// What machine `name` leaves.
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.0.join("state/umbra").join(name)
+    }
+
+    /// Starts a kernel of these bytes without a terminal.
+    pub fn detach_kernel(&self, kernel: &[u8], name: &str, more: &[&str]) {
+        let kernel = self.file(&format!("kernel-{name}"), kernel);
+        let more = [&["--detach", "--name", name], more].concat();
+        assert_eq!(self.succeed(&self.run_arguments(&accel(), &kernel, &more)), format!("{name}\n"));
+    }
+
+    /// What `umbra ls --all` tells of machine `name`.
     pub fn info(&self, name: &str) -> Option<serde_json::Value> {
-        let all: serde_json::Value = serde_json::from_str(&self.succeed(&["ls", "--json"])).unwrap();
+        let all: serde_json::Value = serde_json::from_str(&self.succeed(&["ls", "--all", "--json"])).unwrap();
         all.as_array().unwrap().iter().find(|vm| vm["name"] == name).cloned()
     }
 }

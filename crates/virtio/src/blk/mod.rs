@@ -17,6 +17,7 @@ use umbra_device::DeviceError;
 use umbra_state::{Record, Saved};
 use zerocopy::IntoBytes;
 
+use crate::device::read_registers;
 use crate::threads::Threads;
 use crate::{Kind, Running, VirtioDevice};
 
@@ -103,9 +104,7 @@ impl VirtioDevice for Blk {
     }
 
     fn config_read(&self, offset: u64, data: &mut [u8]) {
-        let bytes = self.config.as_bytes();
-        let from = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        read_registers(self.config.as_bytes(), offset, data);
     }
 
     fn config_write(&mut self, offset: u64, data: &[u8]) {

@@ -15,6 +15,7 @@ use umbra_net::{Backend, LinkThread, Wake};
 use umbra_state::{Record, Saved};
 use zerocopy::IntoBytes;
 
+use crate::device::read_registers;
 use crate::{Kind, Running, VirtioDevice};
 
 /// Entries of the queue of frames for the guest: a large frame takes up to 43 of its buffers.
@@ -85,12 +86,8 @@ impl VirtioDevice for Net {
     fn config_read(&self, offset: u64, data: &mut [u8]) {
         let mut config = self.config.clone();
         config.status.set(if self.shared.is_up() { LINK_UP } else { 0 });
-        let bytes = config.as_bytes();
-        let from = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        read_registers(config.as_bytes(), offset, data);
     }
-
-    fn config_write(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn start(&mut self, running: Running) {
         self.shared.set_running(Some(running));

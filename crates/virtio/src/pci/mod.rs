@@ -11,6 +11,7 @@ use umbra_memory::Memory;
 use umbra_pci::{ConfigSpace, Intx, Msix, PciDevice, PciError};
 use umbra_state::{Record, Saved};
 
+use crate::device::read_registers;
 use crate::interrupts::{Interrupts, NO_VECTOR, Registers, Status};
 use crate::queue::Queue;
 use crate::{Kind, VirtioDevice};
@@ -195,13 +196,9 @@ impl PciDevice for VirtioPci {
     fn bar_read(&mut self, _bar: u8, offset: u64, data: &mut [u8]) {
         self.finish_reset();
         data.fill(0);
-        let copy = |bytes: &[u8], at: u64, data: &mut [u8]| {
-            let from = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-            data.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-        };
         match Self::part(offset) {
-            (layout::COMMON, at) => copy(&self.common_bytes(), at, data),
-            (layout::ISR, 0) => copy(&[self.interrupts.take_isr()], 0, data),
+            (layout::COMMON, at) => read_registers(&self.common_bytes(), at, data),
+            (layout::ISR, 0) => read_registers(&[self.interrupts.take_isr()], 0, data),
             (layout::DEVICE, at) => self.device.config_read(at, data),
             (layout::MSIX_TABLE, at) => self.interrupts.msix().table_read(at, data),
             (layout::MSIX_PENDING, at) => self.interrupts.msix().pending_read(at, data),

@@ -1,10 +1,10 @@
-//! Medians, and the rate of a guest's clock from its lines.
+//! Medians, the rate of a guest's clock from its lines, and what the io bench takes from what it reads.
 
 use std::time::Duration;
 
 use super::boot::rate_of;
-use super::median;
 use super::overhead::total_calls;
+use super::{io, median};
 use crate::process::Line;
 
 #[test]
@@ -49,4 +49,38 @@ fn delayed_lines_not_change_the_rate() {
     let lines: Vec<Line> = (1..=24).map(line).collect();
     let rate = rate_of(&lines).expect("enough ticks");
     assert!((rate - 1.0).abs() < 0.001, "{rate}");
+}
+
+#[test]
+fn memory_of_the_guest_is_not_the_monitor_s() {
+    let smaps = "\
+7f0000000000-7f0020000000 rw-s 00000000 00:01 7   /memfd:guest (deleted)
+Size:             524288 kB
+Pss:              300000 kB
+7f1000000000-7f1020000000 rw-p 00000000 00:00 0
+Size:             524288 kB
+Pss:              200000 kB
+55d000000000-55d000100000 r-xp 00000000 fd:00 12  /usr/bin/monitor
+Size:               1024 kB
+Rss:                 900 kB
+Pss:                 700 kB
+7f2000000000-7f2000010000 rw-p 00000000 00:00 0   [heap]
+Size:                 64 kB
+Pss:                  50 kB
+";
+    assert_eq!(io::outside_kib(smaps, 524_288), 750);
+}
+
+#[test]
+fn what_is_not_reached_is_told() {
+    let figure = |name: &str, sides: &[(&str, f64)]| {
+        let sides = sides.iter().map(|&(side, value)| (side.to_owned(), value, vec![value]));
+        io::IoFigure { name: name.to_owned(), sides: sides.collect() }.broken()
+    };
+    assert!(figure("randread-raw", &[("umbra", 15.0), ("qemu-10", 10.0)]).is_empty());
+    assert_eq!(figure("randread-raw", &[("umbra", 14.0), ("qemu-10", 10.0), ("qemu-7", 9.0)]).len(), 1);
+    assert!(figure("to-host", &[("umbra", 20.0), ("qemu-10", 10.0), ("qemu-10-passt", 20.0)]).is_empty());
+    assert_eq!(figure("to-host", &[("umbra", 19.0), ("qemu-10", 10.0), ("qemu-10-passt", 20.0)]).len(), 2);
+    assert_eq!(figure("idle-mib", &[("umbra", 49.0), ("qemu-10", 90.0)]).len(), 1);
+    assert!(figure("idle-mib", &[("umbra", 48.0), ("qemu-10", 9.0)]).is_empty());
 }

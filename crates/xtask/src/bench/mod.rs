@@ -6,6 +6,7 @@
 pub mod boot;
 pub mod cpu;
 pub mod image;
+pub mod io;
 pub mod overhead;
 
 mod vmm;

@@ -189,7 +189,7 @@ fn kvm(guests: &Guests, umbra: Option<&std::path::Path>, rounds: usize) -> Resul
         monitors.push((
             "umbra",
             format!(
-                "umbra run --accel kvm --cpus 1 --memory 256M --no-reboot --name overhead \
+                "umbra run --accel kvm --cpus 1 --memory 256M --no-reboot --net none --name overhead \
                  --kernel /guest/{series}/vmlinuz --initrd /guest/{series}/initrd --append '{append}'"
             ),
         ));

@@ -46,7 +46,7 @@ impl Vmm {
                 let mut command = Command::new(program);
                 command
                     .env("XDG_RUNTIME_DIR", runtime)
-                    .args(["run", "--accel", accel, "--name", name, "--no-reboot"])
+                    .args(["run", "--accel", accel, "--name", name, "--no-reboot", "--net", "none"])
                     .args(["--cpus", &cpus, "--memory", &memory])
                     .arg("--kernel")
                     .arg(&self.kernel)

@@ -40,7 +40,7 @@ impl Layer {
 }
 
 /// Every room of the house. A crate that is not here is a finding: it needs a place first.
-const ROOMS: [(&str, Layer); 28] = [
+const ROOMS: [(&str, Layer); 30] = [
     ("x86", Layer::Vocabulary),
     ("apic", Layer::Vocabulary),
     ("memory", Layer::Vocabulary),
@@ -52,6 +52,7 @@ const ROOMS: [(&str, Layer); 28] = [
     ("block", Layer::Backend),
     ("block-formats", Layer::Backend),
     ("nbd", Layer::Backend),
+    ("ext4", Layer::Backend),
     ("net", Layer::Backend),
     ("host", Layer::Backend),
     ("irqchip", Layer::Device),
@@ -59,6 +60,7 @@ const ROOMS: [(&str, Layer); 28] = [
     ("pci", Layer::Device),
     ("virtio", Layer::Device),
     ("vfio", Layer::Device),
+    ("agent", Layer::Assembly),
     ("boot", Layer::Assembly),
     ("machine", Layer::Assembly),
     ("migrate", Layer::Assembly),
