@@ -35,4 +35,4 @@ mod vm;
 mod fixture;
 
 pub use engine::SoftEngine;
-pub use native::offers;
+pub use native::{host_is_amd, offers};

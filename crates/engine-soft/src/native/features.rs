@@ -3,6 +3,7 @@
 //! Authority: SDM volume 2, CPUID; volume 1, chapter 13 for leaf 0xD; Linux's documentation of KVM's leaves.
 
 use std::arch::x86_64::__cpuid_count;
+use std::sync::LazyLock;
 
 use iced_x86::{Code, CpuidFeature as F, Instruction, Mnemonic};
 use umbra_x86::cpuid::{
@@ -16,7 +17,7 @@ const fn at(leaf: u32, subleaf: u32, reg: CpuidReg, bit: u8) -> Feature {
 }
 
 const MOVDIRI: Feature = at(7, 0, CpuidReg::Ecx, 27);
-const SERIALIZE: Feature = at(7, 0, CpuidReg::Edx, 14);
+pub const SERIALIZE: Feature = at(7, 0, CpuidReg::Edx, 14);
 const AVX512_FP16: Feature = at(7, 0, CpuidReg::Edx, 23);
 const AVX_VNNI: Feature = at(7, 1, CpuidReg::Eax, 4);
 const AVX512_BF16: Feature = at(7, 1, CpuidReg::Eax, 5);
@@ -25,6 +26,14 @@ const AVX_VNNI_INT8: Feature = at(7, 1, CpuidReg::Edx, 4);
 const AVX_NE_CONVERT: Feature = at(7, 1, CpuidReg::Edx, 5);
 const FDP_EXCEPTION_ONLY: Feature = at(7, 0, CpuidReg::Ebx, 6);
 const FCS_FDS_DEPRECATED: Feature = at(7, 0, CpuidReg::Ebx, 13);
+
+/// Whether the host's processor is AMD's or Hygon's, which leave undefined what the manual leaves undefined in another way than Intel's, and
+/// know other bounds. The guest is shown the same vendor.
+pub fn host_is_amd() -> bool {
+    static AMD: LazyLock<bool> =
+        LazyLock::new(|| matches!(&__cpuid_count(0, 0).ebx.to_le_bytes(), b"Auth" | b"Hygo"));
+    *AMD
+}
 
 /// Whether every 64-bit processor has an instruction of this feature, or executes it as something harmless without it.
 fn is_always(f: F) -> bool {
@@ -121,6 +130,13 @@ pub fn is_nop_without_feature(m: Mnemonic) -> bool {
     matches!(m, M::Endbr32 | M::Endbr64 | M::Rdsspd | M::Rdsspq | M::Cldemote)
 }
 
+fn is_prefetch_of_register(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    )
+}
+
 /// Whether the guest of `cpu` is shown what `i` needs; if not, `i` raises #UD.
 pub fn offered(cpu: &Cpu, i: &Instruction) -> bool {
     offers(&cpu.cpuid, i.code())
@@ -136,6 +152,8 @@ pub fn offers(cpuid: &CpuidTable, code: Code) -> bool {
         // The two ways to call KVM; a guest takes that of the vendor which it sees, or tries both.
         Mnemonic::Vmcall | Mnemonic::Vmmcall => return true,
         _ if is_nop_without_feature(m) => return true,
+        // PREFETCH and its like without memory (AMD64 APM volume 3, PREFETCHlevel).
+        Mnemonic::Reservednop if is_prefetch_of_register(code) => return !host_is_amd(),
         _ => {}
     }
     code.cpuid_features()

@@ -5,6 +5,8 @@
 
 use iced_x86::{Code, CpuidFeature as F, EncodingKind, FlowControl, Instruction, Mnemonic as M, OpKind};
 
+use super::features::host_is_amd;
+
 /// Extensions whose instructions only compute.
 fn is_pure_extension(f: F) -> bool {
     matches!(
@@ -269,9 +271,11 @@ pub fn alignment(i: &Instruction, size: usize) -> u8 {
             | M::Vmovntpd
             | M::Vmovntdqa
     );
+    // AMD's processors take operands of SHA anywhere.
+    let sha = i.cpuid_features().contains(&F::SHA) && host_is_amd();
     let x87 = is_x87(i);
     match i.encoding() {
-        EncodingKind::Legacy if size == 16 && !unaligned_legacy && !x87 => 16,
+        EncodingKind::Legacy if size == 16 && !unaligned_legacy && !x87 && !sha => 16,
         EncodingKind::VEX | EncodingKind::EVEX if aligned_move => size as u8,
         _ => 1,
     }

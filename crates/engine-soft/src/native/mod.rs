@@ -44,7 +44,9 @@ pub use forms::{in_64_bit_mode, is_allowed};
 pub use plan::{Operand, Registers, Unit, directions, operand};
 pub use signal::prepare_thread;
 
-pub use features::{host_features, offered, offers};
+#[cfg(test)]
+pub use features::SERIALIZE;
+pub use features::{host_features, host_is_amd, offered, offers};
 pub use special::{mxcsr_mask, normalize_x87, special};
 
 /// An instruction that has been made ready to run natively. It stays good for ever: one that has been forgotten is made anew when it is run.

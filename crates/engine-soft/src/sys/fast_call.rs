@@ -122,10 +122,11 @@ pub(super) fn sysenter(cpu: &mut Cpu, _: &Instruction) -> Exec<Flow> {
 
 /// SYSEXIT.
 pub(super) fn sysexit(cpu: &mut Cpu, i: &Instruction) -> Exec<Flow> {
-    check_sysenter(cpu)?;
-    if cpu.mode.cpl != 0 {
+    // AMD's processors look at the privilege level before the mode, which the manuals leave open.
+    if cpu.mode.protected && cpu.mode.cpl != 0 {
         return Err(Fault::GP0);
     }
+    check_sysenter(cpu)?;
     let wide = i.code() == Code::Sysexitq;
     let (rip, rsp) = (cpu.gpr[RDX], cpu.gpr[RCX]);
     if wide && !(is_canonical(rip) && is_canonical(rsp)) {

@@ -6,6 +6,8 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, RflagsBits};
 
+use crate::native::host_is_amd;
+
 /// All six.
 pub(super) const ALL: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
@@ -36,13 +38,20 @@ impl Use {
         if matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc) {
             return Self { read: 0, written: RflagsBits::CF };
         }
-        Self { read: i.rflags_read() & ALL, written: i.rflags_modified() & ALL }
+        let written = i.rflags_modified() & ALL;
+        let kept = if keeps_undefined(i) { i.rflags_undefined() } else { 0 };
+        Self { read: i.rflags_read() & ALL, written: written & !kept }
     }
 
     /// Those needed before it, if `after` are needed after it.
     pub(super) fn before(self, after: u32) -> u32 {
         self.read | after & !self.written
     }
+}
+
+/// What leaves flags that are undefined after it as they were, on this host.
+fn keeps_undefined(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), M::Mul | M::Imul | M::Lzcnt | M::Tzcnt) && host_is_amd()
 }
 
 /// Shifts, rotates and repeated string instructions by a count that may be zero, which leaves all flags alone.

@@ -13,6 +13,7 @@ use std::io;
 use std::ptr::{addr_of, addr_of_mut};
 
 use anyhow::{Context as _, ensure};
+use umbra_x86::reg::gpr;
 
 use super::state::{
     Bits, CODE, CODE_OFFSET, CODE_SIZE, DATA, DATA_SIZE, ENDLESS, GS_BASE, Outcome, PAGE, READ_ONLY_BYTE,
@@ -193,6 +194,10 @@ unsafe fn read_outcome(areas: Areas, frame: &Frame, test: &Test, out: &mut Outco
     let s = &mut out.state;
     for (n, at) in ORDER.iter().enumerate() {
         s.gpr[n] = frame.registers[*at];
+    }
+    if test.bits == Bits::Sixteen {
+        // Above the stack pointer's half there may be what Linux returned with (espfix64).
+        s.gpr[gpr::RSP] &= u64::from(u32::MAX);
     }
     s.rip = frame.registers[RIP];
     s.rflags = frame.registers[FLAGS];

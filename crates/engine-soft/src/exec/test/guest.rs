@@ -74,7 +74,10 @@ impl Guest {
     /// Processor `id` of a machine.
     pub fn of(shared: Arc<Shared>, id: u32) -> Self {
         let devices: &'static Devices = Box::leak(Box::default());
-        let cpu = Cpu::new(shared, id, native::host_features()).unwrap();
+        let mut shown = native::host_features();
+        // What the engine does without the host.
+        shown.set_feature(native::SERIALIZE, true);
+        let cpu = Cpu::new(shared, id, shown).unwrap();
         let mut guest = Self { cpu, devices };
         guest.cpu.translator.counts = true;
         guest.cpu.io = Some(NonNull::from(devices as &dyn CpuIo));

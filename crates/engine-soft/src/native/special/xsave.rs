@@ -11,6 +11,7 @@ use umbra_x86::reg::{Cr0, Cr4, MXCSR_RESET, gpr};
 use crate::cpu::Cpu;
 use crate::decode::Slow;
 use crate::fault::{Exec, Fault, Flow};
+use crate::native::host_is_amd;
 use crate::native::special::layout::{self, EXTENDED, HEADER};
 use crate::native::special::{host, mxcsr};
 
@@ -114,7 +115,8 @@ fn store_mxcsr(cpu: &mut Cpu, linear: u64) -> Exec {
 
 /// Checks that all that is requested of an image, in use or not, can be written before any of it is.
 fn check_writable(cpu: &mut Cpu, linear: u64, set: u64, compacted: bool) -> Exec {
-    let mut parts = legacy_parts(set, compacted);
+    // AMD's processors look at the whole legacy region before they write the compacted form.
+    let mut parts = if compacted && host_is_amd() { vec![0..HEADER] } else { legacy_parts(set, compacted) };
     parts.push(HEADER..EXTENDED);
     parts.extend(places(&cpu.cpuid, set, compacted).iter().map(|p| p.at..p.at + p.size));
     for part in parts {
