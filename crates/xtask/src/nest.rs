@@ -71,6 +71,18 @@ pub struct Outcome {
     _scratch: Scratch,
 }
 
+/// The host is gone before its script came to its end: how QEMU ended, and the last lines.
+#[derive(Debug)]
+struct Reset(String, String);
+
+impl std::fmt::Display for Reset {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "the nested host ended before its script ({}){}", self.0, self.1)
+    }
+}
+
+impl std::error::Error for Reset {}
+
 impl NestSpec {
     /// A host for `script`: the newest kernel and emulator for nested paging, the stable ones for shadow paging.
     pub fn new(guests: &Guests, paging: Paging, script: &str) -> NestSpec {
@@ -120,8 +132,19 @@ impl NestSpec {
         Ok(())
     }
 
-    /// Boots the host, runs the script, and calls `show` with every console line as it comes.
+    /// Boots the host, runs the script, and calls `show` with every console line as it comes. QEMU, which the host runs in, now and then
+    /// resets it in the middle, and that says nothing of what is tested: one more time is tried, and told.
     pub fn run(&self, mut show: impl FnMut(&Line)) -> Result<Outcome> {
+        self.attempt(&mut show).or_else(|e| match e.is::<Reset>() {
+            true => {
+                eprintln!("{e}\nonce more");
+                self.attempt(&mut show)
+            }
+            false => Err(e),
+        })
+    }
+
+    fn attempt(&self, show: &mut impl FnMut(&Line)) -> Result<Outcome> {
         let scratch = Scratch::new()?;
         let initrd = scratch.path().join("initrd");
         std::fs::write(&initrd, self.initrd()?).context("cannot write the host's initramfs")?;
@@ -152,7 +175,7 @@ impl NestSpec {
         }
         let status = process.finish(self.timeout)?;
         let Some(code) = code else {
-            bail!("the nested host ended before its script ({status:?}){}", last_words(&lines));
+            return Err(Reset(format!("{status:?}"), last_words(&lines)).into());
         };
         let out = scratch.path().join("out");
         unpack_out(&disk, &out)?;

@@ -313,12 +313,22 @@ pub fn host_features() -> CpuidTable {
     let physical = if extended_max.eax >= 0x8000_0008 { host(0x8000_0008, 0).eax & 0xff } else { 36 };
     let sizes = physical.min(PHYSICAL_BITS_MAX) | LINEAR_BITS << 8;
     t.set(CpuidEntry { leaf: 0x8000_0008, eax: sizes, ..CpuidEntry::default() });
+    if host_is_amd() {
+        amd_leaves(&mut t, extended_max);
+    }
     hypervisor_leaves(&mut t);
     set_features(&mut t);
     if t.has(feature::XSAVE) {
         xsave_leaves(&mut t);
     }
     t
+}
+
+/// Leaf 0x8000_0021 of AMD's processors (AMD64 APM volume 3, appendix E): LFENCE serializes, a null selector clears its base, and there is
+/// no way to mislead the prediction of returns (SRSO_NO), since what is translated returns by jumps.
+fn amd_leaves(t: &mut CpuidTable, extended_max: CpuidEntry) {
+    t.set(CpuidEntry { eax: 0x8000_0021, ..extended_max });
+    t.set(CpuidEntry { leaf: 0x8000_0021, eax: 1 << 2 | 1 << 6 | 1 << 29, ..CpuidEntry::default() });
 }
 
 fn hypervisor_leaves(t: &mut CpuidTable) {

@@ -115,9 +115,10 @@ fn store_mxcsr(cpu: &mut Cpu, linear: u64) -> Exec {
 
 /// Checks that all that is requested of an image, in use or not, can be written before any of it is.
 fn check_writable(cpu: &mut Cpu, linear: u64, set: u64, compacted: bool) -> Exec {
+    let mut parts = legacy_parts(set, compacted);
     // AMD's processors look at the whole legacy region before they write the compacted form.
-    let mut parts = if compacted && host_is_amd() { vec![0..HEADER] } else { legacy_parts(set, compacted) };
-    parts.push(HEADER..EXTENDED);
+    let start = if compacted && host_is_amd() { 0 } else { HEADER };
+    parts.push(start..EXTENDED);
     parts.extend(places(&cpu.cpuid, set, compacted).iter().map(|p| p.at..p.at + p.size));
     for part in parts {
         let (mut at, end) = (part.start as u64, part.end as u64);

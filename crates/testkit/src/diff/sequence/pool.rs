@@ -147,27 +147,27 @@ fn is_plain(code: Code) -> bool {
     code.flow_control() == FlowControl::Next
         && !matches!(code.mnemonic(), M::Popf | M::Popfd | M::Popfq)
         && !format!("{:?}", code.mnemonic()).starts_with("Xsave")
-        && !(host_is_amd() && shows_what_is_open(code))
+        && !shows_what_is_open(code)
 }
 
-/// What shows later instructions of a program something that AMD's processors have as no manual says: flags, or pointers of x87 instructions
+/// What shows later instructions of a program, on AMD's processors, something that they have as no manual says: flags, or pointers of x87 instructions
 /// that raised nothing, which FXSAVE does not save there and FNSTENV tells (AMD64 APM volume 2, 11.4.4).
 fn shows_what_is_open(code: Code) -> bool {
-    let rotates = matches!(code.mnemonic(), M::Rcl | M::Rcr);
-    rotates && matches!(code.op_code().op1_kind(), K::imm8)
-        || matches!(
-            code.mnemonic(),
-            M::Aaa
-                | M::Aas
-                | M::Daa
-                | M::Das
-                | M::Fnstenv
-                | M::Fnsave
-                | M::Fstenv
-                | M::Fsave
-                | M::Xrstor
-                | M::Xrstor64
-        )
+    let rotates = matches!(code.mnemonic(), M::Rcl | M::Rcr) && matches!(code.op_code().op1_kind(), K::imm8);
+    let tells = matches!(
+        code.mnemonic(),
+        M::Aaa
+            | M::Aas
+            | M::Daa
+            | M::Das
+            | M::Fnstenv
+            | M::Fnsave
+            | M::Fstenv
+            | M::Fsave
+            | M::Xrstor
+            | M::Xrstor64
+    );
+    host_is_amd() && (rotates || tells)
 }
 
 fn is_vector(code: Code) -> bool {
