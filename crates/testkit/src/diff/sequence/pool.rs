@@ -150,8 +150,8 @@ fn is_plain(code: Code) -> bool {
         && !shows_what_is_open(code)
 }
 
-/// What shows later instructions of a program, on AMD's processors, something that they have as no manual says: flags, or pointers of x87 instructions
-/// that raised nothing, which FXSAVE does not save there and FNSTENV tells (AMD64 APM volume 2, 11.4.4).
+/// What shows later instructions of a program, on AMD's processors, something that they have as no manual says: flags, or pointers of x87
+/// instructions that raised nothing, which FXSAVE does not save there and FNSTENV tells (AMD64 APM volume 2, 11.4.4).
 fn shows_what_is_open(code: Code) -> bool {
     let rotates = matches!(code.mnemonic(), M::Rcl | M::Rcr) && matches!(code.op_code().op1_kind(), K::imm8);
     let tells = matches!(
