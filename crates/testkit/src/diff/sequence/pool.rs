@@ -164,6 +164,12 @@ fn shows_what_is_open(code: Code) -> bool {
             | M::Fnsave
             | M::Fstenv
             | M::Fsave
+            | M::Fldenv
+            | M::Frstor
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
             | M::Xrstor
             | M::Xrstor64
     );
