@@ -137,6 +137,11 @@ impl CpuidTable {
         self.get(0, 0).and_then(|e| lookup(e.eax)).unwrap_or(zero)
     }
 
+    /// Whether the vendor shown is AMD or Hygon, whose processors behave alike (leaf 0, EBX).
+    pub fn is_amd(&self) -> bool {
+        self.get(0, 0).is_some_and(|e| matches!(&e.ebx.to_le_bytes(), b"Auth" | b"Hygo"))
+    }
+
     /// Whether a feature bit is set.
     pub fn has(&self, f: Feature) -> bool {
         self.get(f.leaf, f.subleaf).is_some_and(|e| e.reg(f.reg) >> f.bit & 1 != 0)

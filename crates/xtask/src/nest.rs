@@ -132,8 +132,8 @@ impl NestSpec {
         Ok(())
     }
 
-    /// Boots the host, runs the script, and calls `show` with every console line as it comes. QEMU, which the host runs in, now and then
-    /// resets it in the middle, and that says nothing of what is tested: one more time is tried, and told.
+    /// Boots the host, runs the script, and calls `show` with every console line as it comes. A host that is gone before its script
+    /// has been seen once in some hundred, with no cause found: one more time is tried, and told; twice is an error.
     pub fn run(&self, mut show: impl FnMut(&Line)) -> Result<Outcome> {
         self.attempt(&mut show).or_else(|e| match e.is::<Reset>() {
             true => {

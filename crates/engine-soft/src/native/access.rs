@@ -51,13 +51,16 @@ pub fn run(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
     }
 }
 
-/// The end of an instruction: a floating-point exception comes before whatever is wrong with the operand that would be stored to.
+/// The end of an instruction: a floating-point exception comes before whatever is wrong with the operand that would be stored to, but with
+/// AMD's processors that of a store itself after it.
 fn stored(cpu: &mut Cpu, i: &Instruction, plan: &Plan, result: Exec) -> Exec {
     match result {
         Err(fault) if plan.x87 && is_of_memory(fault) && has_pending(cpu) => {
             Err(pending_or(cpu, i, plan, fault))
         }
-        Err(fault) if plan.write && !plan.read && is_of_memory(fault) => store_faulted(cpu, i, plan, fault),
+        Err(fault) if plan.write && !plan.read && is_of_memory(fault) && !cpu.cpuid.is_amd() => {
+            store_faulted(cpu, i, plan, fault)
+        }
         _ => result,
     }
 }
@@ -100,17 +103,17 @@ fn store_faulted(cpu: &mut Cpu, i: &Instruction, plan: &Plan, fault: Fault) -> E
 
 fn plain(cpu: &mut Cpu, i: &Instruction, plan: &Plan) -> Exec {
     if plan.align > 1 {
-        check_alignment(cpu, i, plan, cpu.effective_address(i))?;
+        check_alignment(cpu, i, plan.align.into(), cpu.effective_address(i))?;
     }
     let linear = cpu.memory_operand(i, plan.len.into(), plan.write)?;
     whole(cpu, i, plan, linear, 0)
 }
 
 /// Alignment comes before everything else that may be wrong with an operand, and is always #GP.
-fn check_alignment(cpu: &Cpu, i: &Instruction, plan: &Plan, offset: u64) -> Exec {
+pub fn check_alignment(cpu: &Cpu, i: &Instruction, align: u64, offset: u64) -> Exec {
     let segment = cpu.memory_segment_number(i);
     let base = if cpu.mode.code == 64 && segment < sreg::FS { 0 } else { cpu.seg[segment].base };
-    if base.wrapping_add(offset) & u64::from(plan.align - 1) != 0 { Err(Fault::GP0) } else { Ok(()) }
+    if base.wrapping_add(offset) & (align - 1) != 0 { Err(Fault::GP0) } else { Ok(()) }
 }
 
 /// Whether an x87 instruction has met an exception that is not masked and keeps it from storing: all but precision.
@@ -255,7 +258,7 @@ fn elements(cpu: &mut Cpu, i: &Instruction, plan: &Plan, masked: Masked) -> Exec
     let offset = offset(cpu, i);
     let set = selected(cpu, masked);
     if set != 0 {
-        check_alignment(cpu, i, plan, offset)?;
+        check_alignment(cpu, i, plan.align.into(), offset)?;
     }
     if set == 0 && !masked.whole {
         return execute(cpu, i, plan, Buffer::empty().address(64));

@@ -27,11 +27,10 @@ const AVX_NE_CONVERT: Feature = at(7, 1, CpuidReg::Edx, 5);
 const FDP_EXCEPTION_ONLY: Feature = at(7, 0, CpuidReg::Ebx, 6);
 const FCS_FDS_DEPRECATED: Feature = at(7, 0, CpuidReg::Ebx, 13);
 
-/// Whether the host's processor is AMD's or Hygon's, which leave undefined what the manual leaves undefined in another way than Intel's, and
-/// know other bounds. The guest is shown the same vendor.
+/// Whether the host's processor is AMD's or Hygon's: what runs natively behaves as it does. What the engine does itself goes by the vendor that
+/// the guest is shown, [`CpuidTable::is_amd`].
 pub fn host_is_amd() -> bool {
-    static AMD: LazyLock<bool> =
-        LazyLock::new(|| matches!(&__cpuid_count(0, 0).ebx.to_le_bytes(), b"Auth" | b"Hygo"));
+    static AMD: LazyLock<bool> = LazyLock::new(|| CpuidTable::new([host(0, 0)]).is_amd());
     *AMD
 }
 
@@ -153,7 +152,7 @@ pub fn offers(cpuid: &CpuidTable, code: Code) -> bool {
         Mnemonic::Vmcall | Mnemonic::Vmmcall => return true,
         _ if is_nop_without_feature(m) => return true,
         // PREFETCH and its like without memory (AMD64 APM volume 3, PREFETCHlevel).
-        Mnemonic::Reservednop if is_prefetch_of_register(code) => return !host_is_amd(),
+        Mnemonic::Reservednop if is_prefetch_of_register(code) => return !cpuid.is_amd(),
         _ => {}
     }
     code.cpuid_features()

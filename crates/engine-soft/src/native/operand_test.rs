@@ -39,27 +39,57 @@ fn only_the_effective_address_is_cut_to_32_bits() {
     assert_eq!(guest.cpu.cr2, 0x1_0000_0001);
 }
 
+/// What each vendor's processors look at first, whatever this host's are.
+const INTEL: &[u8; 4] = b"Genu";
+const AMD: &[u8; 4] = b"Auth";
+
+fn guest_shown(vendor: &[u8; 4]) -> Guest {
+    let mut guest = Guest::new();
+    guest.cpu.cpuid.get_mut(0, 0).unwrap().ebx = u32::from_le_bytes(*vendor);
+    guest
+}
+
 #[test]
 fn an_image_that_leaves_the_canonical_half() {
-    let mut guest = Guest::new();
-    guest.cpu.cr4.insert(Cr4::OSXSAVE);
-    guest.cpu.paging_changed();
-    let mut vector = |code: &[u8], at: u64| {
-        guest.cpu.gpr[RBP] = at;
-        guest.cpu.gpr[RSP] = STACK;
-        guest.fault(code).0
-    };
-    // FXSAVE [RBP], FXRSTOR [RBP].
-    for code in [[0x0f, 0xae, 0x45, 0], [0x0f, 0xae, 0x4d, 0]] {
-        assert_eq!(vector(&code, 0x7fff_ffff_fff2), 13, "not aligned");
-        assert_eq!(vector(&code, 0x7fff_ffff_fff0), 12);
-        assert_eq!(vector(&code, 0x8000_0000_0008), 12);
+    for (vendor, neither_aligned_nor_canonical) in [(INTEL, 12), (AMD, 13)] {
+        let mut guest = guest_shown(vendor);
+        guest.cpu.cr4.insert(Cr4::OSXSAVE);
+        guest.cpu.paging_changed();
+        let mut vector = |code: &[u8], at: u64| {
+            guest.cpu.gpr[RBP] = at;
+            guest.cpu.gpr[RSP] = STACK;
+            guest.fault(code).0
+        };
+        // FXSAVE [RBP], FXRSTOR [RBP].
+        for code in [[0x0f, 0xae, 0x45, 0], [0x0f, 0xae, 0x4d, 0]] {
+            assert_eq!(vector(&code, 0x7fff_ffff_fff2), 13, "not aligned");
+            assert_eq!(vector(&code, 0x7fff_ffff_fff0), 12);
+            assert_eq!(vector(&code, 0x8000_0000_0008), 12);
+        }
+        // XSAVE [RBP], XRSTOR [RBP].
+        for code in [[0x0f, 0xae, 0x65, 0], [0x0f, 0xae, 0x6d, 0]] {
+            assert_eq!(vector(&code, 0x7fff_ffff_fff0), 13, "not aligned");
+            assert_eq!(vector(&code, 0x7fff_ffff_ff00), 12);
+            assert_eq!(vector(&code, 0x8000_0000_0008), neither_aligned_nor_canonical);
+        }
     }
-    // XSAVE [RBP], XRSTOR [RBP].
-    for code in [[0x0f, 0xae, 0x65, 0], [0x0f, 0xae, 0x6d, 0]] {
-        assert_eq!(vector(&code, 0x7fff_ffff_fff0), 13, "not aligned");
-        assert_eq!(vector(&code, 0x7fff_ffff_ff00), 12);
-        assert_eq!(vector(&code, 0x8000_0000_0008), 12);
+}
+
+/// FIST of an empty stack with nothing masked stores nothing.
+#[test]
+fn a_store_that_is_not_made_and_its_page() {
+    // FIST dword [RBX]; UD2.
+    let code = [0xdb, 0x13, 0x0f, 0x0b];
+    for (vendor, faults) in [(INTEL, false), (AMD, true)] {
+        let mut guest = guest_shown(vendor);
+        guest.map(DATA, 0);
+        guest.cpu.flush_page(DATA);
+        guest.cpu.gpr[RBX] = DATA;
+        guest.cpu.gpr[RSP] = STACK;
+        guest.cpu.vector.fx[..5].copy_from_slice(&[0x40, 0x03, 0, 0, 0]);
+        assert_eq!(guest.fault(&code).0, if faults { 14 } else { 6 });
+        // Invalid operation, of the stack.
+        assert_eq!(guest.cpu.vector.fx[2] & 0x41, if faults { 0 } else { 0x41 });
     }
 }
 

@@ -22,9 +22,7 @@ const NULL_SELECTOR_CLEARS_BASE: Feature =
 
 /// Whether the vendor shown is AMD or Hygon, whose processors behave alike.
 pub(super) fn is_amd(cpu: &Cpu) -> bool {
-    const AUTH: u32 = u32::from_le_bytes(*b"Auth");
-    const HYGO: u32 = u32::from_le_bytes(*b"Hygo");
-    cpu.cpuid.get(0, 0).is_some_and(|e| matches!(e.ebx, AUTH | HYGO))
+    cpu.cpuid.is_amd()
 }
 
 /// Whether loading a null selector clears the base of FS and GS.

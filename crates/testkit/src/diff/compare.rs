@@ -1,7 +1,6 @@
 //! Whether two outcomes agree.
 //!
-//! What the manual leaves undefined is listed in `data/undefined.txt`, a line each: mnemonic, what, and where the manual says so. Lines that
-//! begin with `amd:` hold where the host's processor is AMD's.
+//! What the manual leaves undefined is listed in `data/undefined.txt`, a line each: mnemonic, what, and where the manual says so.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -10,8 +9,9 @@ use std::sync::LazyLock;
 use iced_x86::{Instruction, Register};
 
 use umbra_engine_soft::host_is_amd;
-use umbra_x86::reg::gpr;
+use umbra_x86::reg::{Rflags, gpr};
 
+use super::list;
 use super::state::{Bits, ENDLESS, GS_BASE, Outcome, PAGE, State, Test};
 
 const LIST: &str = include_str!("../../data/undefined.txt");
@@ -19,8 +19,6 @@ const LIST: &str = include_str!("../../data/undefined.txt");
 const LINUX_USER_END: u64 = 0x7fff_ffff_f000;
 /// Flags that user-mode code can change.
 const FLAGS: u64 = 0xcd5;
-/// Of those, the status flags.
-const STATUS: u64 = 0x8d5;
 const NAMES: [(&str, u64); 6] =
     [("CF", 1), ("PF", 4), ("AF", 0x10), ("ZF", 0x40), ("SF", 0x80), ("OF", 0x800)];
 
@@ -41,18 +39,12 @@ struct Undefined {
     content: bool,
     /// Everything, if one of both has a page fault where no byte is selected.
     suppression: bool,
-    /// Which of several faults is told, and MXCSR after one.
-    order: bool,
-    /// Whether a store that is not made, because of an exception that it raises, touches its page.
-    store: bool,
     /// Status flags, after a fault.
     progress: bool,
 }
 
 static UNDEFINED: LazyLock<HashMap<String, Undefined>> = LazyLock::new(|| {
-    let lines = LIST.lines().filter(|l| !l.starts_with('#') && !l.trim().is_empty());
-    let here = lines.filter_map(|l| l.strip_prefix("amd:").map_or(Some(l), |l| host_is_amd().then_some(l)));
-    here.fold(HashMap::new(), |mut map, line| {
+    list::lines(LIST).fold(HashMap::new(), |mut map, line| {
         let mut words = line.split_whitespace();
         let mnemonic = words.next().unwrap_or_default().to_owned();
         let what = words.next().unwrap_or_default();
@@ -65,8 +57,6 @@ static UNDEFINED: LazyLock<HashMap<String, Undefined>> = LazyLock::new(|| {
                 "vectors" => entry.vectors = true,
                 "content" => entry.content = true,
                 "suppression" => entry.suppression = true,
-                "order" => entry.order = true,
-                "store" => entry.store = true,
                 "progress" => entry.progress = true,
                 _ => entry.flags |= NAMES.iter().find(|n| n.0 == name).map_or(0, |n| n.1),
             }
@@ -108,12 +98,8 @@ fn defined(i: &Instruction, u: Undefined, dead: u64, o: &Outcome) -> Outcome {
     if u.anywhere {
         o.address = 0;
     }
-    if o.vector == 16 && host_is_amd() {
-        // The instruction before has raised it, and its pointers are lost where FXSAVE came between.
-        o.state.fx[6..24].fill(0);
-    }
     if fault && u.progress {
-        o.state.rflags &= !STATUS;
+        o.state.rflags &= !Rflags::STATUS.bits();
     }
     if fault && u.memory {
         o.state.memory.fill(0);
@@ -185,24 +171,6 @@ fn without_content(bits: Bits, i: &Instruction, host: &mut Outcome, engine: &mut
     }
 }
 
-/// Of two faults of the operand's start, or of the operand and of what is computed, makes both the host's; and MXCSR after a fault.
-fn without_order(host: &Outcome, engine: &mut Outcome) {
-    let both = [host.vector, engine.vector];
-    if !both.iter().all(|v| matches!(v, 12..=14 | 19)) {
-        return;
-    }
-    engine.state.fx[24..28].copy_from_slice(&host.state.fx[24..28]);
-    if both.contains(&19) || !both.contains(&14) {
-        (engine.vector, engine.error, engine.address) = (host.vector, host.error, host.address);
-    }
-}
-
-/// Whether the host has a fault of a store that the engine has not made because of an unmasked x87 exception.
-fn is_of_no_store(host: &Outcome, engine: &Outcome) -> bool {
-    const ES: u8 = 0x80;
-    matches!(host.vector, 12..=14) && engine.vector != host.vector && engine.state.fx[2] & ES != 0
-}
-
 /// Whether an outcome is a page fault of `i` on a page where its mask, the second operand's signs, selects no byte: such an instruction may
 /// as well go on.
 pub fn is_left_open(bits: Bits, i: &Instruction, o: &Outcome) -> bool {
@@ -236,13 +204,7 @@ pub fn differences(test: &Test, i: &Instruction, dead: u64, host: &Outcome, engi
     if (undefined.anywhere || host_is_amd()) && is_across_the_half(host, engine) {
         return Vec::new();
     }
-    if undefined.store && is_of_no_store(host, engine) {
-        return Vec::new();
-    }
     let (mut host, mut engine) = (*host, *engine);
-    if undefined.order {
-        without_order(&host, &mut engine);
-    }
     if undefined.anywhere {
         without_presence(&mut host, &mut engine);
     }

@@ -1,23 +1,20 @@
 //! Which instruction forms are compared.
 //!
 //! A form is a `Code` of iced-x86. Every form that the shown CPUID offers and the mode has is to be compared; those that are
-//! not are in `data/not-compared.txt`, a line each: mnemonic or code, colon, reason. Lines that begin with `amd:` hold where the host's
-//! processor is AMD's.
+//! not are in `data/not-compared.txt`, a line each: mnemonic or code, colon, reason.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use iced_x86::Code;
-use umbra_engine_soft::host_is_amd;
 
+use super::list;
 use super::state::Bits;
 
 const LIST: &str = include_str!("../../data/not-compared.txt");
 
 static REASONS: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
-    let lines = LIST.lines().filter(|l| !l.starts_with('#'));
-    let here = lines.filter_map(|l| l.strip_prefix("amd:").map_or(Some(l), |l| host_is_amd().then_some(l)));
-    here.filter_map(|l| l.split_once(':')).map(|(name, why)| (name.trim(), why.trim())).collect()
+    list::lines(LIST).filter_map(|l| l.split_once(':')).map(|(name, why)| (name.trim(), why.trim())).collect()
 });
 
 /// Why a form is not compared, if it is on the list.

@@ -13,6 +13,7 @@ pub mod coverage;
 pub mod engine;
 pub mod generate;
 pub mod ledger;
+mod list;
 pub mod operands;
 pub mod oracle;
 pub mod random;

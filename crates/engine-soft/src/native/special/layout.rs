@@ -7,7 +7,6 @@ use umbra_x86::cpuid::CpuidTable;
 
 use crate::cpu::Cpu;
 use crate::fault::{Exec, Fault};
-use crate::native::host_is_amd;
 
 /// XMM registers in the legacy region.
 pub const XMM: usize = 160;
@@ -94,7 +93,7 @@ pub fn write(cpu: &mut Cpu, number: u32, long: bool, image: &[u8]) {
 /// Whether a component differs from its initial state. Outside 64-bit mode ZMM16 to ZMM31 never do but with AMD's processors.
 pub fn in_use(cpu: &Cpu, number: u32) -> bool {
     match number {
-        7 if cpu.mode.code != 64 && !host_is_amd() => false,
+        7 if cpu.mode.code != 64 && !cpu.cpuid.is_amd() => false,
         0 => x87_in_use(cpu),
         1 => cpu.vector.zmm[..16].iter().any(|r| r[..16].iter().any(|b| *b != 0)),
         _ => read(cpu, number, true).iter().any(|b| *b != 0),

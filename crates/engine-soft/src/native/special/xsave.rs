@@ -11,7 +11,7 @@ use umbra_x86::reg::{Cr0, Cr4, MXCSR_RESET, gpr};
 use crate::cpu::Cpu;
 use crate::decode::Slow;
 use crate::fault::{Exec, Fault, Flow};
-use crate::native::host_is_amd;
+use crate::native::access::check_alignment;
 use crate::native::special::layout::{self, EXTENDED, HEADER};
 use crate::native::special::{host, mxcsr};
 
@@ -31,6 +31,9 @@ pub fn handler(code: Code) -> Option<Slow> {
         _ => return None,
     })
 }
+
+/// The alignment of an image.
+const ALIGN: u64 = 64;
 
 /// Where an extended component lies in an image.
 struct Place {
@@ -85,7 +88,11 @@ fn begin(cpu: &mut Cpu, i: &Instruction, write: bool) -> Exec<(u64, u64)> {
         }
         enabled |= cpu.msr.xss;
     }
-    let linear = layout::place(cpu, i, EXTENDED as u64, 64, write)?;
+    if cpu.cpuid.is_amd() {
+        // Before where it starts, other than with FXSAVE.
+        check_alignment(cpu, i, ALIGN, cpu.effective_address(i))?;
+    }
+    let linear = layout::place(cpu, i, EXTENDED as u64, ALIGN, write)?;
     let requested = cpu.gpr[gpr::RDX] << 32 | cpu.gpr[gpr::RAX] & 0xffff_ffff;
     Ok((linear, requested & enabled))
 }
@@ -115,10 +122,8 @@ fn store_mxcsr(cpu: &mut Cpu, linear: u64) -> Exec {
 
 /// Checks that all that is requested of an image, in use or not, can be written before any of it is.
 fn check_writable(cpu: &mut Cpu, linear: u64, set: u64, compacted: bool) -> Exec {
-    let mut parts = legacy_parts(set, compacted);
-    // AMD's processors look at the whole legacy region before they write the compacted form.
-    let start = if compacted && host_is_amd() { 0 } else { HEADER };
-    parts.push(start..EXTENDED);
+    let mut parts = legacy_parts(cpu, set, compacted);
+    parts.push(HEADER..EXTENDED);
     parts.extend(places(&cpu.cpuid, set, compacted).iter().map(|p| p.at..p.at + p.size));
     for part in parts {
         let (mut at, end) = (part.start as u64, part.end as u64);
@@ -131,8 +136,12 @@ fn check_writable(cpu: &mut Cpu, linear: u64, set: u64, compacted: bool) -> Exec
     Ok(())
 }
 
-/// The parts of the legacy region that the components in `set` have; MXCSR is one of SSE, and in the standard form of AVX.
-fn legacy_parts(set: u64, compacted: bool) -> Vec<Range<usize>> {
+/// The parts of the legacy region that are looked at for the components in `set`: those that they have (MXCSR is one of SSE, and in the
+/// standard form of AVX), and all of the compacted form with AMD's processors.
+fn legacy_parts(cpu: &Cpu, set: u64, compacted: bool) -> Vec<Range<usize>> {
+    if compacted && cpu.cpuid.is_amd() {
+        return std::iter::once(0..HEADER).collect();
+    }
     let has_mxcsr = set & if compacted { SSE } else { SSE | AVX } != 0;
     let x87 = layout::X87.map(|range| (set & X87 != 0, range));
     let others = [(has_mxcsr, 24..32), (set & SSE != 0, layout::XMM..layout::XMM_END)];
@@ -266,7 +275,7 @@ fn load_legacy(cpu: &mut Cpu, linear: u64, set: u64, format: u64) -> Exec<[u8; H
     let mut legacy = [0; HEADER];
     let compacted = format & COMPACTED != 0;
     let set = if compacted { set & format } else { set };
-    for range in legacy_parts(set, compacted) {
+    for range in legacy_parts(cpu, set, compacted) {
         cpu.load_bytes(linear.wrapping_add(range.start as u64), &mut legacy[range])?;
     }
     Ok(legacy)

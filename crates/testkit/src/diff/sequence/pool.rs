@@ -151,7 +151,7 @@ fn is_plain(code: Code) -> bool {
 }
 
 /// What shows later instructions of a program, on AMD's processors, something that they have as no manual says: flags, or pointers of x87
-/// instructions that raised nothing, which FXSAVE does not save there and FNSTENV tells (AMD64 APM volume 2, 11.4.4).
+/// instructions that raised nothing, which FXSAVE need not save there and FNSTENV tells (AMD64 APM volume 2, 11.4.4).
 fn shows_what_is_open(code: Code) -> bool {
     let rotates = matches!(code.mnemonic(), M::Rcl | M::Rcr) && matches!(code.op_code().op1_kind(), K::imm8);
     let tells = matches!(
@@ -162,16 +162,12 @@ fn shows_what_is_open(code: Code) -> bool {
             | M::Das
             | M::Fnstenv
             | M::Fnsave
-            | M::Fstenv
-            | M::Fsave
             | M::Fldenv
             | M::Frstor
             | M::Fxsave
             | M::Fxsave64
             | M::Fxrstor
             | M::Fxrstor64
-            | M::Xrstor
-            | M::Xrstor64
     );
     host_is_amd() && (rotates || tells)
 }
